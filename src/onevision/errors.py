@@ -1,0 +1,41 @@
+"""Errors a user can act on. Each is one line that names the file and the value, and an exit code Slurm can act on.
+
+Exit codes: 2 wrong input (do not requeue), 3 bad data above the threshold, 74 storage failed (disk full; requeue
+after making room), 75 interrupted by the system and saved (requeue), 130 interrupted by a person and saved.
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class OneVisionError(Exception):
+    """Base of every error that is shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(OneVisionError):
+    """A recipe, path or value that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(OneVisionError):
+    """Data that is corrupt, missing or rejected above the allowed share."""
+
+    exit_code = 3
+
+
+class StorageError(OneVisionError):
+    """Writing failed: disk full, quota, read-only file system. What was complete before is untouched."""
+
+    exit_code = 74
+
+
+class Interrupted(OneVisionError):
+    """Stopped by a signal after the state was saved."""
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 130 if signum == signal.SIGINT else 75

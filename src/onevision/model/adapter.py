@@ -1,0 +1,37 @@
+"""The patch merger: LayerNorm, four neighbouring patches side by side, Linear, GELU, Linear to the language width."""
+
+from __future__ import annotations
+
+from megatron.core.models.vision.multimodal_projector import MultimodalProjector
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from onevision.model.presets import SPATIAL_MERGE_SIZE, Architecture
+from onevision.model.specs import Modules
+
+
+class PatchMerger(MegatronModule):
+    """Keys: layernorm, projector.encoder.linear_fc1, projector.encoder.linear_fc2."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture, modules: Modules) -> None:
+        super().__init__(config=config)
+        self.layernorm = build_module(
+            modules.norm,
+            config=config,
+            hidden_size=architecture.vision.hidden_size,
+            eps=architecture.vision.layernorm_epsilon,
+        )
+        self.projector = MultimodalProjector(
+            config,
+            MLPSubmodules(linear_fc1=modules.column_linear, linear_fc2=modules.row_linear),
+            projector_type="mlp",
+            input_size=architecture.merged_size,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Image tokens [P/4, H] of patch features [P, hidden] in merge-block order."""
+        merged = self.layernorm(features).reshape(features.shape[0] // SPATIAL_MERGE_SIZE**2, 1, -1)
+        return self.projector(merged).squeeze(1)

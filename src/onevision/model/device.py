@@ -1,0 +1,78 @@
+"""The device, chosen once at the start: CUDA with NCCL and no changes, or the CPU with gloo and the stand-ins."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from onevision.model import cpu_backend
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    rendezvous: str = ""  # tcp://host:port or file:///path; empty: a free local port, for a world of one
+
+
+def select_device(local_rank: int = 0) -> torch.device:
+    """CUDA device `local_rank` where there is one, else the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def set_threads(threads: int, local_size: int) -> int:
+    """Set the CPU threads of this rank; 0 means the usable cores over the ranks of this machine. Returns the number."""
+    count = threads or max(1, len(os.sched_getaffinity(0)) // local_size)
+    torch.set_num_threads(count)
+    return count
+
+
+def start(ranks: Ranks, seed: int) -> torch.device:
+    """Prepare the device, the process groups and the random generators of this rank."""
+    device = select_device(ranks.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        cpu_backend.install()
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=ranks.rendezvous or f"tcp://127.0.0.1:{_free_port()}",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+    if not parallel_state.is_initialized():
+        parallel_state.initialize_model_parallel()
+    torch.manual_seed(seed)
+    with runtime_context(device):
+        model_parallel_cuda_manual_seed(seed)
+    return device
+
+
+def stop() -> None:
+    """Leave the process groups."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def runtime_context(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which Megatron's schedules, optimizer and checkpoints run on `device`."""
+    return nullcontext() if device.type == "cuda" else cpu_backend.CudaLiteralsOnCpu()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,100 @@
+"""One builder of Megatron layer specs: Transformer Engine modules where it is installed, plain PyTorch ones elsewhere.
+
+Both give the same checkpoint keys: the norms before a linear layer are stored as that layer's `layer_norm_weight`,
+which is where Transformer Engine's fused module keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.extensions import transformer_engine as te
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from onevision.model.attention import SegmentAttention
+
+
+class TorchNorm:
+    """`torch.nn.LayerNorm` or `RMSNorm`, as `config.normalization` says, with Megatron's norm signature."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:  # type: ignore[misc]
+        norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
+        return norm(hidden_size, eps=eps, dtype=config.params_dtype)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The building blocks of one backend. `norm_linear` is a norm fused with the column-parallel linear after it."""
+
+    column_linear: type
+    row_linear: type
+    norm: type
+    core_attention: type
+    norm_linear: type | None = None
+
+
+TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
+
+
+def backend_modules(device: torch.device) -> Modules:
+    """Transformer Engine's modules on a GPU that has it, PyTorch's elsewhere."""
+    if device.type == "cuda" and te.HAVE_TE:
+        return Modules(
+            te.TEColumnParallelLinear,
+            te.TERowParallelLinear,
+            te.TENorm,
+            te.TEDotProductAttention,
+            te.TELayerNormColumnParallelLinear,
+        )
+    return TORCH
+
+
+def block_spec(
+    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False
+) -> TransformerBlockSubmodules:
+    """Spec of `num_layers` pre-norm transformer layers with self-attention and an MLP.
+
+    `mask` is `causal` for language and `no_mask` for vision; packed segments never see each other in either.
+    """
+    fused = modules.norm_linear is not None
+    column = modules.norm_linear or modules.column_linear
+    head_norm = modules.norm if qk_norm else IdentityOp
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=IdentityOp if fused else modules.norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=column,
+                    core_attention=modules.core_attention,
+                    linear_proj=modules.row_linear,
+                    q_layernorm=head_norm,
+                    k_layernorm=head_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=IdentityOp if fused else modules.norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={}
+            if fused
+            else {
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=modules.norm)

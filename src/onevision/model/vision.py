@@ -1,0 +1,87 @@
+"""RICE-ViT on Megatron's TransformerBlock: packed images of any size, 2D rotary positions, one class token an image."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.common.vision_module.vision_module import VisionModule
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from onevision.model.attention import segment_params
+from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, VisionArchitecture
+from onevision.model.specs import Modules, block_spec
+
+
+def patch_positions(grid_thw: Tensor) -> Tensor:
+    """Row and column of every patch in merge-block order: int64 [P, 2] for grid_thw int64 [I, 3].
+
+    The order is the processor's: 2x2 blocks row by row, inside a block row by row.
+    """
+    merge = SPATIAL_MERGE_SIZE
+    positions = []
+    for frames, height, width in grid_thw.tolist():
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        grid = torch.stack([rows, columns], -1)
+        blocks = grid.view(height // merge, merge, width // merge, merge, 2).transpose(1, 2)
+        positions.append(blocks.reshape(-1, 2).repeat(frames, 1))
+    return torch.cat(positions).to(grid_thw.device)
+
+
+class RiceViT(VisionModule):
+    """The vision tower. Keys: patch_embed, class_embedding, class_pos_emb, pre_layernorm, decoder.layers.*"""
+
+    def __init__(self, config: TransformerConfig, architecture: VisionArchitecture, modules: Modules) -> None:
+        super().__init__(config=config)
+        width, head_dim = architecture.hidden_size, architecture.head_dim
+        # A 14x14 convolution with stride 14 is a linear layer on flattened patches.
+        self.patch_embed = torch.nn.Linear(PATCH_VALUES, width, bias=False, dtype=config.params_dtype)
+        self.class_embedding = torch.nn.Parameter(torch.empty(width, dtype=config.params_dtype))
+        # The rotary angles of the class token, which has no place in the grid.
+        self.class_pos_emb = torch.nn.Parameter(torch.empty(1, head_dim // 2, dtype=config.params_dtype))
+        if config.perform_initialization:
+            for parameter in (self.patch_embed.weight, self.class_embedding, self.class_pos_emb):
+                config.init_method(parameter)
+        self.pre_layernorm = build_module(
+            modules.norm, config=config, hidden_size=width, eps=architecture.layernorm_epsilon
+        )
+        self.decoder = TransformerBlock(
+            config, block_spec(modules, architecture.num_layers, AttnMaskType.no_mask), post_layer_norm=False
+        )
+        half = head_dim // 2  # angles for rows, then for columns, half / 2 each
+        self.inverse_frequencies = 1.0 / architecture.rotary_base ** (
+            torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half
+        )
+
+    def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """Features of every patch, [P, hidden], of patches [P, 588] whose images have the grids grid_thw [I, 3]."""
+        segments = grid_thw.prod(1)  # one attention segment an image
+        total, images = int(segments.sum()), len(segments)
+        # Row j of the sequence with class tokens is row source[j] of [patches; class token].
+        heads = torch.zeros(images, dtype=torch.int64, device=patches.device)
+        heads[1:] = (segments + 1).cumsum(0)[:-1]
+        is_patch = torch.ones(total + images, dtype=torch.bool, device=patches.device)
+        is_patch[heads] = False
+        patch_rows = is_patch.nonzero().squeeze(1)
+        source = torch.full((total + images,), total, device=patches.device)
+        source[patch_rows] = torch.arange(total, device=patches.device)
+
+        embedded = self.patch_embed(patches)
+        hidden = torch.cat([embedded, self.class_embedding[None].to(embedded.dtype)]).index_select(0, source)
+        hidden = self.pre_layernorm(hidden)
+
+        frequencies = self.inverse_frequencies.to(patches.device)
+        angles = (patch_positions(grid_thw)[..., None] * frequencies).flatten(1)  # [P, head_dim / 2]
+        angles = torch.cat([angles, self.class_pos_emb.float()]).index_select(0, source)
+        rotary = torch.cat([angles, angles], dim=-1)[:, None, None, :]
+
+        cu_seqlens = torch.nn.functional.pad((segments + 1).cumsum(0), (1, 0)).to(torch.int32)
+        hidden = self.decoder(
+            hidden_states=hidden[:, None],
+            attention_mask=None,
+            rotary_pos_emb=rotary,
+            packed_seq_params=segment_params(cu_seqlens),
+        )
+        return hidden.squeeze(1).index_select(0, patch_rows)

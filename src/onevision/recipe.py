@@ -1,0 +1,291 @@
+"""The typed recipe: one frozen dataclass tree, one YAML file, dotted overrides (`optimizer.lr=2e-5`).
+
+A recipe file may name another one with `extends: base.yaml`; its own values win. The resolved recipe is written into
+the run folder, and a run can be started from that file alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from onevision.errors import InputError
+from onevision.files import write_text
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is imported, measured, packed and read. Paths may be relative to the working folder."""
+
+    source: str = ""  # folder with records.jsonl and its images (the import step reads it)
+    corpus: str = ""  # output of the corpus step: shards and corpus.h5
+    packs: str = ""  # output of the pack step: packs.h5
+    tokenizer: str = ""  # folder with tokenizer.json
+    sequence_length: int = 8192  # T, tokens a pack
+    min_pixels: int = 3136  # 56 x 56
+    max_pixels: int = 2_560_000  # 1600 x 1600
+    shard_samples: int = 10_000  # samples a tar shard
+    verify_images: bool = False  # decode every image once on import, not only its header
+    reject_threshold: float = 0.01  # share of rejected records above which a step fails
+    pack_seed: int = 0
+    workers: int = 1  # processes that decode ahead of the training step; 0 decodes in the step itself
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which architecture, and which of its parts stay as they are."""
+
+    preset: str = "8b"  # tiny, 4b, 8b: onevision.model.presets
+    freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
+    recompute: str = "none"  # none, full (one layer at a time), selective (core attention)
+    recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW with a linear warm-up and a cosine to `min_lr`."""
+
+    lr: float = 1e-5
+    min_lr: float = 1e-6
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-5
+    clip_grad: float = 1.0
+    warmup_fraction: float = 0.002  # of train.steps, rounded up
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """The loop."""
+
+    steps: int = 100
+    global_batch_size: int = 8  # packs a step over all ranks
+    micro_batch_size: int = 1  # packs a forward pass
+    precision: str = "bf16"  # bf16, fp32
+    init_from: str = ""  # run folder or checkpoint whose weights are the start; empty: initialised from the seed
+    log_interval: int = 1  # steps between rows of metrics.jsonl
+    peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
+    threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
+
+
+@dataclass(frozen=True)
+class CheckpointRecipe:
+    """How often the state is saved, and how many checkpoints are kept."""
+
+    interval: int = 100  # steps
+    keep: int = 2
+    asynchronous: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a result."""
+
+    name: str = "run"
+    stage: str = "stage1_5"  # stage0 (import or initialise), stage1, stage1_5, stage2
+    output: str = ""  # run folder
+    seed: int = 1234
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "stage": ("stage0", "stage1", "stage1_5", "stage2"),
+    "model.preset": ("tiny", "4b", "8b"),
+    "model.recompute": ("none", "full", "selective"),
+    "train.precision": ("bf16", "fp32"),
+}
+MODULES = ("vision", "adapter", "language")
+
+_MINIMUM: dict[str, float] = {
+    "data.sequence_length": 16,
+    "data.min_pixels": 28 * 28,
+    "data.max_pixels": 28 * 28,
+    "data.shard_samples": 1,
+    "data.reject_threshold": 0,
+    "data.workers": 0,
+    "model.recompute_layers": 1,
+    "optimizer.lr": 0,
+    "optimizer.min_lr": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.eps": 0,
+    "optimizer.clip_grad": 0,
+    "optimizer.warmup_fraction": 0,
+    "train.steps": 1,
+    "train.global_batch_size": 1,
+    "train.micro_batch_size": 1,
+    "train.log_interval": 1,
+    "train.peak_tflops": 0,
+    "train.threads": 0,
+    "checkpoint.interval": 1,
+    "checkpoint.keep": 1,
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` overrides, check it.
+
+    Raises:
+        InputError: unknown key (with the nearest known one), impossible value, missing or unreadable file.
+    """
+    tree = _read(Path(path), seen=())
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {override!r} is not of the form key=value")
+        _check_key(key, "override")
+        try:
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise InputError(f"override {override!r}: {_first_line(error)}") from None
+    return _build(tree, str(path))
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """Recipe of a plain (nested) dictionary, checked like a file.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    tree = OmegaConf.create(values)
+    _check_keys(tree, "recipe")
+    return _build(tree, "recipe")
+
+
+def recipe_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested plain values."""
+    values = OmegaConf.to_container(OmegaConf.structured(recipe))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe as YAML."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+
+
+def known_keys(node: Any = Recipe, prefix: str = "") -> list[str]:
+    """All dotted keys of the tree, sections included."""
+    keys = []
+    for entry in fields(node):
+        key = f"{prefix}{entry.name}"
+        keys.append(key)
+        factory = entry.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            keys += known_keys(factory, f"{key}.")
+    return keys
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Any:
+    if path in seen:
+        raise InputError(f"{path}: recipes extend each other in a circle")
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"recipe {path} does not exist") from None
+    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} cannot be read: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(tree):
+        raise InputError(f"recipe {path} is not a mapping of keys to values")
+    parent = tree.pop("extends", None)
+    _check_keys(tree, str(path))
+    return OmegaConf.merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
+
+
+def _check_keys(tree: Any, where: str) -> None:
+    flat = OmegaConf.to_container(tree)
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            _check_key(f"{prefix}{name}", where)
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(flat, "")
+
+
+def _check_key(key: str, where: str) -> None:
+    known = known_keys()
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise InputError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
+
+
+def _build(tree: Any, where: str) -> Recipe:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), tree)
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise InputError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+    assert isinstance(recipe, Recipe)
+    problems = recipe_problems(recipe)
+    if problems:
+        raise InputError(f"{where}: " + "; ".join(problems))
+    return recipe
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    node: Any = recipe
+    for name in key.split("."):
+        node = getattr(node, name)
+    return node
+
+
+def recipe_problems(recipe: Recipe) -> list[str]:
+    """Everything wrong with the values of a recipe, each naming the key, the value and what is allowed."""
+    problems = [
+        f"{key}={_value(recipe, key)!r} is not one of {', '.join(choices)}"
+        for key, choices in CHOICES.items()
+        if _value(recipe, key) not in choices
+    ]
+    for key, minimum in _MINIMUM.items():
+        value = _value(recipe, key)
+        if not value >= minimum:  # also refuses NaN
+            problems.append(f"{key}={value} must be at least {minimum}")
+    for name in recipe.model.freeze:
+        if name not in MODULES:
+            problems.append(f"model.freeze: {name!r} is not one of {', '.join(MODULES)}")
+    if set(MODULES) <= set(recipe.model.freeze):
+        problems.append("model.freeze names every part: nothing would be trained")
+    data, optimizer, train = recipe.data, recipe.optimizer, recipe.train
+    if data.min_pixels > data.max_pixels:
+        problems.append(f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}")
+    if optimizer.min_lr > optimizer.lr:
+        problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
+    for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):
+        if not 0 <= _value(recipe, key) <= 1 or (key.startswith("optimizer.beta") and _value(recipe, key) == 1):
+            problems.append(f"{key}={_value(recipe, key)} is not between 0 and 1")
+    if train.global_batch_size % train.micro_batch_size:
+        problems.append(
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of "
+            f"train.micro_batch_size={train.micro_batch_size}"
+        )
+    return problems
+
+
+def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
+    """What keeps a recipe from running on `world_size` data-parallel ranks."""
+    train = recipe.train
+    if train.global_batch_size % (train.micro_batch_size * world_size):
+        return [
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
+            f"{train.micro_batch_size} x {world_size} ranks"
+        ]
+    return []
