@@ -1,7 +1,7 @@
 """Errors a user can act on. Each is one line that names the file and the value, and an exit code Slurm can act on.
 
-Exit codes: 2 wrong input (do not requeue), 3 bad data above the threshold, 74 storage failed (disk full; requeue
-after making room), 75 interrupted by the system and saved (requeue), 130 interrupted by a person and saved.
+Exit codes: 2 wrong input, 3 bad data above the threshold, 4 diverged (a rerun would end the same); 74 storage failed
+(requeue after making room), 75 interrupted by the system and saved (requeue), 130 interrupted by a person and saved.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ class DataError(OneVisionError):
     """Data that is corrupt, missing or rejected above the allowed share."""
 
     exit_code = 3
+
+
+class Diverged(OneVisionError):
+    """Loss or gradient is no longer a number; a restart would only repeat it."""
+
+    exit_code = 4
 
 
 class StorageError(OneVisionError):

@@ -86,6 +86,15 @@ class CheckpointRecipe:
 
 
 @dataclass(frozen=True)
+class EvaluationRecipe:
+    """Questions that training never sees, answered by greedy generation."""
+
+    corpus: str = ""  # corpus of the held-out questions
+    max_new_tokens: int = 16
+    batch_tokens: int = 8192  # prompt tokens answered at once
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a result."""
 
@@ -98,6 +107,7 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -130,6 +140,8 @@ _MINIMUM: dict[str, float] = {
     "train.threads": 0,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
+    "evaluation.max_new_tokens": 1,
+    "evaluation.batch_tokens": 1,
 }
 
 

@@ -26,6 +26,7 @@ MIN_SIDE = 8  # pixels
 MAX_ASPECT = 200  # longer side over shorter, the limit of the resize rule
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of values in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
 _SCALE = (1.0 / (255.0 * np.array(STD))).astype(np.float32).reshape(3, 1)
@@ -39,7 +40,6 @@ _BROKEN = (
     KeyError,
     IndexError,
     TypeError,
-    AttributeError,
     OverflowError,
     struct.error,
     zlib.error,
@@ -178,7 +178,7 @@ def _open(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow only warns of a header that promises gigabytes of pixels.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
         raise ImageError("image_undecodable", _line(error)) from error
 

@@ -8,8 +8,10 @@ It is tied to the exact version that was read.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 import megatron.core
@@ -21,6 +23,7 @@ from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 from onevision.errors import InputError
+from onevision.processes import die_with
 from onevision.training.adam import FusedAdam
 
 MEGATRON_VERSION = "0.16.1"
@@ -74,7 +77,9 @@ class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):
 def _results_queue() -> Any:
     # Megatron starts this manager with "spawn", which imports the main module and torch again (8 s); fork takes 0.1 s.
     if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
+        manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+        manager.start(die_with, (os.getpid(),))
+        filesystem_async._results_queue = manager.Queue()
     return filesystem_async._results_queue
 
 

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.rerun_state_machine import (
+    RerunMode,
+    destroy_rerun_state_machine,
+    initialize_rerun_state_machine,
+)
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from onevision.model import cpu_backend
@@ -54,6 +59,7 @@ def start(ranks: Ranks, seed: int) -> torch.device:
         )
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel()
+        initialize_rerun_state_machine(mode=RerunMode.DISABLED)
     torch.manual_seed(seed)
     with runtime_context(device):
         model_parallel_cuda_manual_seed(seed)
@@ -63,6 +69,7 @@ def start(ranks: Ranks, seed: int) -> torch.device:
 def stop() -> None:
     """Leave the process groups."""
     parallel_state.destroy_model_parallel()
+    destroy_rerun_state_machine()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""AdamW on PyTorch's own kernels with the state layout of apex and Transformer Engine: `step` is per parameter group."""
+"""AdamW on PyTorch's kernels with the state layout of apex and Transformer Engine: `step` is per parameter group."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+# The front door. `make` lists what there is; every job is one line that calls `python -m jobs NAME …`.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODEL ?= 8b
+ARGS ?=
+
+READY := .venv/.ready
+JOBS := .venv/bin/python -m jobs
+
+# $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
+recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=runs/$(RUN)) $(ARGS)
+
+ifneq ($(filter resume eval report export,$(MAKECMDGOALS)),)
+ifndef RUN
+$(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
+endif
+endif
+
+##@ Start here
+
+help:  ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n\033[1m%s\033[0m\n", substr($$0, 5); next } \
+	  /^[a-z0-9_-]+:.*## / { printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2 } \
+	  /^#\? / { print substr($$0, 4) }' $(MAKEFILE_LIST) | \
+	  if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;]*m//g'; fi
+
+setup: $(READY)  ## make .venv from envs/cpu.lock (the other targets do it when it is needed)
+	@echo ".venv is ready"
+
+demo: $(READY)  ## the whole pipeline on this machine, ending in runs/demo/report.html
+	@$(JOBS) demo $(ARGS)
+
+test: $(READY)  ## all tests
+	@.venv/bin/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+##@ Data
+
+corpus: $(READY)  ## records and images -> shards and corpus.h5
+	@$(JOBS) corpus $(call recipe,stage1_5)
+
+pack: $(READY)  ## corpus -> packs.h5
+	@$(JOBS) pack $(call recipe,stage1_5)
+
+##@ Training
+
+init: $(READY)  ## stage-0 checkpoint with random weights
+	@$(JOBS) init $(call recipe,stage0)
+
+import: $(READY)  ## stage-0 checkpoint of Hugging Face directories: LANGUAGE=dir VISION=dir, or EXPORTED=dir
+	@$(JOBS) import $(call recipe,stage0) $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
+
+stage1: $(READY)  ## stage 1: the adapter learns to join vision and language
+	@$(JOBS) train $(call recipe,stage1)
+
+stage1_5: $(READY)  ## stage 1.5: all parts learn from the concept-balanced corpus
+	@$(JOBS) train $(call recipe,stage1_5)
+
+stage2: $(READY)  ## stage 2: all parts learn to follow instructions
+	@$(JOBS) train $(call recipe,stage2)
+
+resume: $(READY)  ## continue the run RUN from its last complete checkpoint
+	@$(JOBS) resume runs/$(RUN) $(ARGS)
+
+status: $(READY)  ## every run, or RUN: step, loss, tokens/s, ETA
+	@$(JOBS) status $(if $(RUN),runs/$(RUN)) $(ARGS)
+
+##@ Results
+
+eval: $(READY)  ## accuracy of RUN per category
+	@$(JOBS) evaluate runs/$(RUN) $(ARGS)
+
+report: $(READY)  ## report.html of RUN
+	@$(JOBS) report runs/$(RUN) $(ARGS)
+
+export: $(READY)  ## Hugging Face directory of RUN: TO=dir
+	@$(JOBS) export runs/$(RUN) $(TO:%=to=%) $(ARGS)
+
+##@ Development
+
+test-fast: $(READY)  ## the tests that take a moment, until the first failure
+	@.venv/bin/python -m pytest -m "not slow" --exitfirst $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m mypy
+
+clean-demo:  ## remove what the demo made
+	rm -rf runs/demo
+
+#? 
+#? Settings   MODEL=8b|4b|tiny   RECIPE=file.yaml   RUN=name   ARGS="key=value ..."   PYTHON=python3.11
+#? Example    make stage1_5 MODEL=4b RUN=first ARGS="optimizer.lr=2e-5"
+
+# An environment that was copied along with the folder still points to the old place: make it anew.
+ifneq ($(wildcard $(READY)),)
+ifneq ($(shell cat $(READY)),$(CURDIR))
+.PHONY: $(READY)
+endif
+endif
+
+$(READY): envs/cpu.lock envs/setup.sh pyproject.toml
+	@bash envs/setup.sh "$(PYTHON)"
+
+.PHONY: help setup demo test corpus pack init import stage1 stage1_5 stage2 resume status eval report export \
+  test-fast lint clean-demo

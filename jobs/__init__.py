@@ -1,0 +1,1 @@
+"""What runs, where, and after what: `python -m jobs NAME …`."""

@@ -1,0 +1,94 @@
+"""`python -m jobs NAME …`: the front door of every job."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onevision.errors import InputError, OneVisionError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a job's `run(arguments: list[str]) -> exit code` stands, and what it does."""
+
+    target: str  # module:function, imported only when it is asked for
+    help: str
+
+
+JOBS = {
+    "demo": Job("jobs.demo:run", "the whole pipeline on this machine, small, with a report at the end"),
+    "corpus": Job("jobs.data:run_corpus", "records and their images -> shards and corpus.h5"),
+    "pack": Job("jobs.data:run_pack", "corpus -> packs.h5, full sequences"),
+    "init": Job("jobs.train:run_init", "a stage-0 checkpoint with random weights"),
+    "import": Job("jobs.convert:run_import", "a stage-0 checkpoint of Hugging Face directories"),
+    "train": Job("jobs.train:run_train", "one stage; the same command continues it"),
+    "resume": Job("jobs.train:run_resume", "continue a run from its folder alone"),
+    "status": Job("jobs.status:run", "what each run is doing: step, loss, tokens/s, ETA"),
+    "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
+    "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
+    "report": Job("jobs.report:run", "report.html of a run folder"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the named job; exit code of the job, or that of the error whose line was printed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs",
+        usage="%(prog)s NAME [argument] [key=value ...]",
+        description="Jobs (python -m jobs NAME --help tells more about one):\n\n"
+        + "\n".join(f"  {name:<10} {job.help}" for name, job in JOBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
+    name = parser.parse_args(given[:1]).name  # what follows the name belongs to the job
+    if name is None:
+        parser.print_help()
+        return 2
+    try:
+        code = _run(name, given[1:])
+        sys.stdout.flush()
+        return code
+    except OneVisionError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # whoever read our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        handle, log = tempfile.mkstemp(prefix=f"onevision-{name}-", suffix=".log")
+        os.write(handle, traceback.format_exc().encode())
+        os.close(handle)
+        what = ": ".join([type(error).__name__, *str(error).split("\n")[:1]])
+        return _fail(f"{name} failed: {what}; see {log}", 1)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.0)
+        raise InputError(f"unknown job {name!r}; the nearest is {near[0]!r}")
+    module, _, function = JOBS[name].target.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    if {"-h", "--help"} & set(arguments):
+        print(inspect.getdoc(run) or JOBS[name].help)
+        return 0
+    return int(run(arguments))
+
+
+def _fail(line: str, exit_code: int) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

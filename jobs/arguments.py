@@ -1,0 +1,43 @@
+"""The arguments of the jobs: a recipe file or a run folder, then key=value settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onevision.errors import InputError
+from onevision.recipe import Recipe, load_recipe
+
+
+def parse(arguments: list[str], job: str, what: str, own: tuple[str, ...] = ()) -> tuple[Path, list[str], dict[str, str]]:
+    """The one path, the recipe overrides, and the job's `own` settings (names that are not the recipe's).
+
+    Raises:
+        InputError: there is not exactly one path.
+    """
+    paths = [argument for argument in arguments if "=" not in argument]
+    if len(paths) != 1:
+        raise InputError(f"{job} takes one {what} and key=value settings, not {' '.join(paths) or 'none'}")
+    settings = [argument for argument in arguments if "=" in argument]
+    mine = {key: value for key, _, value in (setting.partition("=") for setting in settings) if key in own}
+    return Path(paths[0]), [setting for setting in settings if setting.partition("=")[0] not in own], mine
+
+
+def recipe_of(arguments: list[str], job: str) -> Recipe:
+    """The recipe file that a job is started with.
+
+    Raises:
+        InputError: there is not exactly one, or it is wrong.
+    """
+    path, overrides, _ = parse(arguments, job, "recipe file")
+    return load_recipe(path, overrides)
+
+
+def run_recipe(run: Path, overrides: list[str]) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        InputError: it is not a run folder, or an override is wrong.
+    """
+    if not (run / "recipe.yaml").exists():
+        raise InputError(f"{run} is not a run folder: it has no recipe.yaml")
+    return load_recipe(run / "recipe.yaml", overrides)

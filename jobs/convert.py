@@ -1,0 +1,63 @@
+"""The conversion jobs: Hugging Face directories to a stage-0 checkpoint, and any checkpoint to a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs.arguments import parse, run_recipe
+from jobs.cluster import launch
+from jobs.train import quiet
+from onevision.errors import InputError
+from onevision.recipe import Recipe, load_recipe
+
+
+def run_import(arguments: list[str]) -> int:
+    """python -m jobs import RECIPE.yaml language=DIR vision=DIR [key=value ...]
+    python -m jobs import RECIPE.yaml exported=DIR [key=value ...]
+
+    Makes the recipe's stage-0 checkpoint of a Qwen3 directory and a RICE-ViT directory (the adapter is drawn from the
+    seed), or of an exported LLaVA-OneVision-1.5 directory.
+    """
+    path, overrides, own = parse(arguments, "import", "recipe file", ("language", "vision", "exported"))
+    recipe = load_recipe(path, overrides)
+    if set(own) not in ({"language", "vision"}, {"exported"}):
+        raise InputError("import needs language=DIR (Qwen3) and vision=DIR (RICE-ViT), or exported=DIR alone")
+    summary = launch("import", import_here, recipe, own, log_folder=Path(recipe.output) / "log")
+    print(f"{recipe.output}: {summary}")
+    return 0
+
+
+def run_export(arguments: list[str]) -> int:
+    """python -m jobs export RUN [step=N] [to=DIR] [key=value ...]
+
+    Writes the newest checkpoint of a run, or that of `step`, as a Hugging Face directory; default RUN/export.
+    """
+    run, overrides, own = parse(arguments, "export", "run folder", ("step", "to"))
+    recipe = run_recipe(run, overrides)
+    if not own.get("step", "0").isdigit():
+        raise InputError(f"step={own['step']} is not a number")
+    output = Path(own.get("to", run / "export"))
+    step = int(own["step"]) if "step" in own else None
+    summary = launch("export", export_here, recipe, run, step, output, log_folder=run / "log")
+    print(f"{output}: {summary}")
+    return 0
+
+
+def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
+    """The import job itself."""
+    quiet()
+    from onevision.convert.importing import import_exported, import_pretrained
+
+    if "exported" in sources:
+        return import_exported(sources["exported"], recipe.output, recipe).summary
+    return import_pretrained(sources["language"], sources["vision"], recipe.output, recipe).summary
+
+
+def export_here(recipe: Recipe, run: Path, step: int | None, output: Path) -> dict[str, Any]:
+    """The export job itself."""
+    quiet()
+    from onevision.convert.exporting import export
+    from onevision.training.checkpoint import step_folder
+
+    return export(run if step is None else step_folder(run, step), recipe.data, output).summary

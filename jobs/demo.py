@@ -1,0 +1,115 @@
+"""The whole pipeline on one machine, small: data -> packs -> stage 1 -> 1.5 -> 2 -> evaluation -> export -> report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.cluster import launch
+from jobs.data import build_data
+from jobs.train import quiet, train_stage
+from onevision.errors import InputError
+from onevision.progress import duration
+from onevision.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parent / "recipes" / "tiny"
+STAGES = ("stage1", "stage1_5", "stage2")
+SEED = 0
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs demo [key=value ...]
+
+    Makes a corpus of what Python packages ship, trains a tiny model on it in three stages, asks it held-out questions
+    before and after, exports it and writes runs/demo/report.html and summary.json. What is done already is skipped;
+    an interrupted demo continues. key=value settings apply to the three stages.
+    """
+    for argument in arguments:
+        if "=" not in argument:
+            raise InputError(f"demo takes key=value settings, not {argument}")
+    began = time.monotonic()
+    stage0, *stages = (load_recipe(RECIPES / f"{name}.yaml", arguments) for name in ("stage0", *STAGES))
+    root = Path(stage0.output).parent
+
+    _title("1/6 data: source, tokenizer, corpus, packs")
+    launch("data", make_data, stage0, log_folder=root / "log")
+    _title("2/6 random weights, and what they answer")
+    launch("before", make_before, stage0, log_folder=root / "log")
+    for number, recipe in enumerate(stages, start=3):
+        _title(f"{number}/6 {recipe.name}: {recipe.train.steps} steps")
+        train_stage(recipe, processes=1)
+    _title("6/6 held-out questions, export, report")
+    summary = launch("report", make_report, stages[-1], root, log_folder=root / "log")
+
+    _show(summary)
+    print(f"demo finished in {duration(time.monotonic() - began)}: open {root / 'report.html'}")
+    return 0
+
+
+def make_data(recipe: Recipe) -> None:
+    """Source, tokenizer, training corpus, held-out corpus, packs."""
+    from onevision.demo.source import build_source
+    from onevision.demo.tokenizer import build_tokenizer
+
+    train = Path(recipe.data.source)
+    build_source(train.parent, SEED)
+    build_tokenizer(train, Path(recipe.data.tokenizer))
+    held_out = replace(
+        recipe, data=replace(recipe.data, source=str(train.parent / "heldout"), corpus=recipe.evaluation.corpus)
+    )
+    build_data(recipe, held_out)
+
+
+def make_before(recipe: Recipe) -> None:
+    """The stage-0 checkpoint and its answers."""
+    quiet()
+    from onevision.evaluation.accuracy import evaluate
+    from onevision.training.loop import initialise
+
+    initialise(recipe)
+    evaluate(recipe, recipe.output, Path(recipe.output).parent / "before")
+
+
+def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """The answers after training, the export, the summary and the report."""
+    quiet()
+    from onevision.report.report import write_report
+
+    from onevision.convert.exporting import export
+    from onevision.evaluation.accuracy import evaluate
+    from onevision.report.summary import PipelineFolders, write_summary
+
+    evaluate(recipe, recipe.output, root / "after")
+    export(recipe.output, recipe.data, root / "export")
+    folders = PipelineFolders(
+        root=root,
+        corpus=Path(recipe.data.corpus),
+        heldout=Path(recipe.evaluation.corpus),
+        packs=Path(recipe.data.packs),
+        stage0=root / "stage0",
+        stages={name: root / name for name in STAGES},
+        before=root / "before",
+        after=root / "after",
+    )
+    summary = write_summary(folders)
+    write_report(folders, root / "report.html")
+    return summary
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    table = Table(title="held-out questions")
+    for column in ("category", "before", "after", "chance", "n"):
+        table.add_column(column, justify="left" if column == "category" else "right")
+    for category, row in summary["categories"].items():
+        table.add_row(category, *(f"{row[key]:.1%}" for key in ("before", "after", "chance")), str(row["n"]))
+    print()
+    Console().print(table)

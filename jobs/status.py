@@ -1,0 +1,84 @@
+"""What each run is doing, read from its folder alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.arguments import run_recipe
+from onevision.progress import duration
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs status [RUN ...]
+
+    A table of the given run folders, or of all below runs/: state, step, loss, tokens/s, ETA.
+    """
+    folders = [Path(argument) for argument in arguments] or sorted(
+        path.parent for path in Path("runs").glob("**/run.json")
+    )
+    if not folders:
+        print("no runs yet: `make demo` makes the first ones")
+        return 0
+    table = Table(title="runs")
+    for column in ("run", "stage", "state", "step", "loss", "tokens/s", "ETA", "last row"):
+        table.add_column(column, justify="right" if column in ("step", "loss", "tokens/s", "ETA") else "left")
+    for folder in folders:
+        table.add_row(*_row(folder))
+    Console().print(table)
+    return 0
+
+
+def _row(folder: Path) -> list[str]:
+    recipe = run_recipe(folder, [])
+    last = _last_row(folder / "metrics.jsonl")
+    state = _state(folder)
+    if last is None:
+        return [str(folder), recipe.stage, state, f"0/{recipe.train.steps}", "", "", "", ""]
+    left = (recipe.train.steps - last["step"]) * last["step_seconds"]
+    when = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime)
+    return [
+        str(folder),
+        recipe.stage,
+        state,
+        f"{last['step']}/{recipe.train.steps}",
+        f"{last['loss']:.4f}",
+        f"{last['tokens_per_second']:,.0f}",
+        duration(left) if state == "running" else "",
+        f"{when:%Y-%m-%d %H:%M:%S}",
+    ]
+
+
+def _state(folder: Path) -> str:
+    if (folder / "step.json").exists():
+        return "finished"
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return "not started"
+    except BlockingIOError:
+        return "running"
+    return f"stopped (make resume RUN={folder.relative_to('runs')})" if folder.parts[0] == "runs" else "stopped"
+
+
+def _last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole row, read from the end of the file: a run of days has a large one."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65_536))
+        for line in reversed(file.read().split(b"\n")):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                return row
+    return None

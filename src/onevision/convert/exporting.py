@@ -1,0 +1,151 @@
+"""Export of a checkpoint to the Hugging Face layout of LLaVA-OneVision-1.5, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from onevision.convert.hf_config import (
+    CONFIGURATION_CODE,
+    MODELING_CODE,
+    chat_template,
+    generation_config,
+    model_config,
+    preprocessor_config,
+    token_ids,
+    tokenizer_config,
+)
+from onevision.convert.mapping import TensorGroup, tensor_groups
+from onevision.convert.tensors import (
+    INDEX_FILE,
+    MegatronTensors,
+    TensorInfo,
+    check_shapes,
+    require_space,
+    shards_of,
+    write_safetensors,
+)
+from onevision.data.tokenizer import Tokenizer, load_tokenizer
+from onevision.errors import InputError
+from onevision.files import write_json, write_text
+from onevision.fingerprint import file_digest
+from onevision.model.presets import Architecture, LanguageArchitecture, VisionArchitecture
+from onevision.progress import Progress
+from onevision.recipe import DataRecipe
+from onevision.steps import StepResult, run_step
+from onevision.training.checkpoint import find
+
+SHARD_BYTES = 5_000_000_000
+# Taken along from the tokenizer's folder where they are there. The code is what `trust_remote_code` loads.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    f"{CONFIGURATION_CODE}.py",
+    f"{MODELING_CODE}.py",
+)
+
+
+def export(
+    checkpoint: str | Path, data: DataRecipe, output: str | Path, shard_bytes: int = SHARD_BYTES
+) -> StepResult:
+    """Write a checkpoint (its folder, or a run folder) as a `LLaVAOneVision1_5_ForConditionalGeneration` directory.
+
+    `data` tells the tokenizer's folder and the pixel limits. Tensors keep the checkpoint's dtype. A safetensors
+    file has at most `shard_bytes`, unless a single group of tensors is larger. Summary: architecture, step, dtype,
+    tensors, parameters, bytes, shards.
+
+    Raises:
+        InputError: no checkpoint, a tokenizer that does not fit, or tensors that are not those of the architecture.
+        DataError: the checkpoint is broken.
+        StorageError: not enough room; an earlier export is untouched.
+    """
+    folder, content = find(checkpoint)
+    architecture = _architecture(content["architecture"])
+    tokenizer = load_tokenizer(data.tokenizer)
+    if tokenizer.vocab_size > architecture.language.vocab_size:
+        raise InputError(
+            f"{tokenizer.path} has {tokenizer.vocab_size} tokens, the model of {folder} has "
+            f"{architecture.language.vocab_size}: name the tokenizer that the model was trained with"
+        )
+    copied = [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()]
+    inputs = {
+        "checkpoint": content["fingerprint"],
+        "copied": {path.name: file_digest(path) for path in copied},
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "shard_bytes": shard_bytes,
+    }
+
+    def build(target: Path) -> dict[str, Any]:
+        store = MegatronTensors(folder)
+        groups = tensor_groups(architecture)
+        check_shapes(folder, {group.key: group.shape for group in groups}, store.info)
+        weights = _write_weights(target, store, groups, shard_bytes)
+        _write_config(target, architecture, tokenizer, data, store.info)
+        for path in copied:
+            shutil.copyfile(path, target / path.name)
+        return {"architecture": architecture.name, "step": content["step"], **weights}
+
+    return run_step("export", output, inputs, build)
+
+
+def _architecture(values: dict[str, Any]) -> Architecture:
+    return Architecture(
+        values["name"], VisionArchitecture(**values["vision"]), LanguageArchitecture(**values["language"])
+    )
+
+
+def _write_weights(
+    target: Path, store: MegatronTensors, groups: Sequence[TensorGroup], shard_bytes: int
+) -> dict[str, Any]:
+    sizes = [store.info[group.key].nbytes for group in groups]
+    require_space(target, sum(sizes))
+    shards = shards_of(sizes, shard_bytes)
+    weight_map: dict[str, str] = {}
+    with Progress("export", total=len(groups), unit="tensors") as progress:
+
+        def tensors(members: Sequence[int]) -> Iterator[Tensor]:
+            for member in members:
+                yield from groups[member].split(store.read(groups[member].key)).values()
+                progress.advance()
+
+        for number, members in enumerate(shards, start=1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            info = {
+                name: TensorInfo(shape, store.info[groups[member].key].dtype)
+                for member in members
+                for name, shape in groups[member].sources
+            }
+            write_safetensors(target / file, info, tensors(members))
+            weight_map |= dict.fromkeys(info, file)
+    write_json(target / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
+    return {
+        "dtype": str(store.info[groups[-1].key].dtype).removeprefix("torch."),
+        "tensors": len(weight_map),
+        "parameters": sum(store.info[group.key].numel for group in groups),
+        "bytes": sum(sizes),
+        "shards": len(shards),
+    }
+
+
+def _write_config(
+    target: Path, architecture: Architecture, tokenizer: Tokenizer, data: DataRecipe, info: dict[str, TensorInfo]
+) -> None:
+    ids = token_ids(tokenizer)
+    dtype = info["language.output_layer.weight"].dtype
+    write_json(target / "config.json", model_config(architecture, ids, dtype))
+    write_json(target / "generation_config.json", generation_config(ids))
+    write_json(target / "preprocessor_config.json", preprocessor_config(data.min_pixels, data.max_pixels))
+    write_text(target / "chat_template.jinja", chat_template())
+    write_json(target / "chat_template.json", {"chat_template": chat_template()})
+    # A fuller one from the tokenizer's folder takes its place.
+    length = architecture.language.max_position_embeddings
+    write_json(target / "tokenizer_config.json", tokenizer_config(tokenizer, length))

@@ -1,0 +1,237 @@
+"""Reading and writing one tensor at a time: Megatron checkpoints and safetensors folders of any size.
+
+A conversion of a model needs the memory of its largest tensor, not of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed._shard._utils import _create_file_view
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from onevision.errors import DataError, InputError, OneVisionError, StorageError
+from onevision.files import read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+class MegatronTensors:
+    """The tensors of a Megatron checkpoint folder (`torch_dist`), however many ranks wrote it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._metadata = FileSystemReader(self._folder).read_metadata()
+        self.info = {
+            key: TensorInfo(tuple(entry.size), entry.properties.dtype)
+            for key, entry in self._metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+
+    def read(self, key: str) -> Tensor:
+        """The whole tensor of a key, on the CPU. A tensor stored in one piece is never in memory twice."""
+        entry, info = self._metadata.state_dict_metadata[key], self.info[key]
+        if len(entry.chunks) == 1:
+            return self._read_chunk(key, entry.chunks[0].offsets)
+        whole = torch.empty(info.shape, dtype=info.dtype)
+        for chunk in entry.chunks:
+            part = whole
+            for axis, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+                part = part.narrow(axis, offset, size)
+            part.copy_(self._read_chunk(key, chunk.offsets))
+        return whole
+
+    def _read_chunk(self, key: str, offsets: torch.Size) -> Tensor:
+        place = self._metadata.storage_data[MetadataIndex(key, offsets)]
+        with (self._folder / place.relative_path).open("rb") as file:
+            return torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
+
+
+class _OneAtATime(DefaultSavePlanner):
+    """Asks for a tensor when its turn to be written has come; what it plans with are tensors without data."""
+
+    def __init__(self, read: Callable[[str], Tensor]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._read = read
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        value = super().lookup_object(index)
+        return self._read(index.fqn) if isinstance(value, Tensor) else value
+
+
+def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
+    """Write a Megatron checkpoint of the model's tensors into an empty folder; `read(key)` gives each in its turn.
+
+    Raises:
+        OSError: the disk is full. What `read` raises comes through.
+    """
+    state: dict[str, Any] = {
+        key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in info.items()
+    }
+    for key in info:
+        module, _, name = key.rpartition(".")
+        if name == "weight" and ".linear_" in module:
+            # Megatron's linear layers ask for this entry when they are loaded, and have nothing to keep in it.
+            state[f"{module}._extra_state/shard_0_1"] = [None]
+    # One file a tensor: the writer keeps what it has written to a file in memory until the file is complete.
+    writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
+    try:
+        dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
+    except CheckpointException as failed:
+        error, _ = failed.failures[0]
+        # What the system said stands behind what the serializer made of it.
+        while not isinstance(error, (OSError, OneVisionError)) and error.__context__ is not None:
+            error = error.__context__
+        raise error from None
+    torch.save({}, folder / "common.pt")
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face model directory: one `model.safetensors`, or shards with an index.
+
+    Raises:
+        InputError: no weights in the folder, or a shard is missing.
+        DataError: a file is not safetensors or is truncated.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info: dict[str, TensorInfo] = {}
+        self.files: list[Path] = []
+        self._file_of: dict[str, Any] = {}
+        index = self.folder / INDEX_FILE
+        if index.exists():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        elif (self.folder / SINGLE_FILE).exists():
+            names = [SINGLE_FILE]
+        else:
+            raise InputError(f"{self.folder} has neither {INDEX_FILE} nor {SINGLE_FILE}: it is not a model directory")
+        for name in names:
+            self._open(self.folder / name)
+
+    def _open(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"{path} does not exist, but {INDEX_FILE} names it: the download is not complete")
+        try:
+            file = safe_open(str(path), framework="pt")
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                entry = file.get_slice(name)
+                dtype = DTYPE_OF.get(entry.get_dtype())
+                if dtype is None:
+                    raise InputError(f"{path}: tensor {name} is {entry.get_dtype()}, not one of {', '.join(DTYPE_OF)}")
+                self.info[name] = TensorInfo(tuple(entry.get_shape()), dtype)
+                self._file_of[name] = file
+        except SafetensorError as error:
+            raise DataError(f"{path} is not a complete safetensors file: {error}") from None
+        self.files.append(path)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        return self._file_of[name].get_tensor(name)
+
+
+def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:
+    """Write one safetensors file whose tensors, named and described by `info`, come one after the other.
+
+    The format (github.com/huggingface/safetensors, "Format"): the header's length as 8 bytes, the header as JSON
+    with dtype, shape and byte range of each tensor, padded with spaces to 8 bytes, then the bytes of the tensors.
+    The library itself writes only what is in memory all at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in info.items():
+        begin, end = end, end + entry.nbytes
+        header[name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, entry), tensor in zip(info.items(), tensors, strict=True):
+            assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), name
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def shards_of(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Consecutive numbers of `sizes` (bytes), cut so that no part is above `limit` unless it is a single one."""
+    shards: list[list[int]] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        if not shards or total + size > limit:
+            shards.append([])
+            total = 0
+        shards[-1].append(number)
+        total += size
+    return shards
+
+
+def check_shapes(where: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> None:
+    """Refuse tensors that are missing or have another shape.
+
+    Raises:
+        InputError: naming the first such tensor, what was found and what was expected, and how many more there are.
+    """
+    problems = []
+    for name, shape in expected.items():
+        if name not in found:
+            problems.append(f"tensor {name} {list(shape)} is missing")
+        elif found[name].shape != shape:
+            problems.append(f"tensor {name} has shape {list(found[name].shape)} instead of {list(shape)}")
+    if problems:
+        more = f" (and {len(problems) - 1} more of {len(expected)})" if problems[1:] else ""
+        raise InputError(f"{where} does not fit the preset: {problems[0]}{more}")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what cannot end.
+
+    Raises:
+        StorageError: fewer than `needed` bytes are free where `folder` is.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: make room and run again"
+        )

@@ -1,0 +1,57 @@
+"""Printed words: names from the data sets and photographs of this demo, set in the DejaVu fonts that matplotlib ships.
+
+The words of the held-out split also occur in training; what is new there is the pair of word and font, and with it every
+rendering. So the category measures reading a known word in an unseen type, not spelling an unknown one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from onevision.corpus.record import Record
+from onevision.demo.draw import Draw, Origin, Turn, png, stable_hash
+from onevision.demo.fonts import font
+
+ORIGIN = Origin("rendered words, DejaVu fonts of matplotlib", "Apache-2.0 AND Bitstream-Vera")
+HELDOUT_EVERY = 6
+
+WORDS = tuple(
+    "alcohol brick cat coffee digit eye flower grass gravel iris malignant petal phenols proline radius sepal setosa sky "
+    "symmetry temple texture versicolor wine wood".split()
+)
+FONTS = tuple(
+    f"DejaVu{family}.ttf"
+    for family in (
+        "Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique", "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic",
+        "SansMono", "SansMono-Bold", "SansMono-Oblique", "SansMono-BoldOblique",
+    )
+)  # fmt: skip
+INKS = ((0, 0, 0), (150, 20, 20), (20, 60, 150), (20, 100, 40), (90, 40, 120))
+PAPERS = ((255, 255, 255), (250, 245, 225), (225, 240, 250))
+
+WHAT = {
+    "en": ("What does it say?", "Read the word."),
+    "zh": ("图中写的是什么?", "读出这个单词。"),
+}
+
+
+def ocr_record(draw: Draw) -> Record:
+    """One word to read."""
+    rng = draw.rng()
+    word = WORDS[draw.index % len(WORDS)]
+    faces = [face for face in FONTS if (stable_hash(word, face) % HELDOUT_EVERY == 0) == draw.heldout]
+    image = png(_line(word, faces[rng.integers(len(faces))], rng))
+    return draw.record([Turn((image,), draw.phrase(WHAT), word)], [ORIGIN])
+
+
+def _line(word: str, face: str, rng: np.random.Generator) -> Image.Image:
+    letters = font(face, int(rng.integers(19, 23)))
+    left, top, right, bottom = letters.getbbox(word, anchor="lm")
+    width = max(112, round(right - left) + int(rng.integers(6, 16)))
+    height = int(rng.integers(28, 36))
+    image = Image.new("RGB", (width, height), PAPERS[rng.integers(len(PAPERS))])
+    x = int(rng.integers(3, 6)) - left
+    ink = INKS[rng.integers(len(INKS))]
+    ImageDraw.Draw(image).text((x, height / 2), word, fill=ink, font=letters, anchor="lm")
+    return image

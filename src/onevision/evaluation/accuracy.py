@@ -1,0 +1,172 @@
+"""Accuracy on held-out questions, per category, beside the score of the best constant answer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onevision.corpus.reader import CorpusReader
+from onevision.corpus.record import Message
+from onevision.data.image import image_patches, patch_grid
+from onevision.data.template import encode_prompt
+from onevision.data.tokenizer import Tokenizer, load_tokenizer
+from onevision.evaluation.generate import Prompt, generate
+from onevision.fingerprint import value_digest
+from onevision.model.device import Ranks, runtime_context, set_threads, start
+from onevision.model.presets import PATCH_VALUES
+from onevision.progress import Progress
+from onevision.recipe import DataRecipe, Recipe
+from onevision.steps import StepResult, run_step
+from onevision.training import checkpoint
+from onevision.training.loop import build_model
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer of a held-out record: asked with the turns before it as they are in the record."""
+
+    row: int  # in the corpus
+    turn: int  # of the answer among the record's answers
+    id: str
+    category: str
+    language: str
+    text: str
+    answer: str
+    messages: tuple[Message, ...]
+
+
+def questions(corpus: CorpusReader) -> list[Question]:
+    """Every answer of every record of a corpus, in order."""
+    found = []
+    for row in range(len(corpus)):
+        record = corpus.record(row)
+        answers = [n for n, message in enumerate(record.messages) if message.role == "assistant"]
+        for turn, n in enumerate(answers):
+            found.append(
+                Question(
+                    row,
+                    turn,
+                    record.id,
+                    record.category,
+                    record.language,
+                    record.messages[n - 1].text.strip(),
+                    record.messages[n].text.strip(),
+                    record.messages[:n],
+                )
+            )
+    return found
+
+
+def normalise(answer: str) -> str:
+    """An answer as it is compared: without case, outer blanks and a final full stop."""
+    return answer.strip().rstrip(".。").strip().casefold()
+
+
+def prompt(question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data: DataRecipe) -> Prompt:
+    """The question as the model is asked it."""
+    index = corpus.index
+    used = sum(part.type == "image" for message in question.messages for part in message.content)
+    images = corpus.record(question.row).images[:used]
+    first = index.image_start[question.row]
+    sizes = zip(index.image_width[first : first + used], index.image_height[first : first + used], strict=True)
+    grids = [patch_grid(int(width), int(height), data.min_pixels, data.max_pixels) for width, height in sizes]
+    decoded = [image_patches(image, data.min_pixels, data.max_pixels)[0] for image in images]
+    return Prompt(
+        encode_prompt(question.messages, tokenizer, [height * width // 4 for height, width in grids]),
+        np.concatenate(decoded) if decoded else np.zeros((0, PATCH_VALUES), np.float32),
+        np.array([(1, height, width) for height, width in grids], np.int64).reshape(-1, 3),
+    )
+
+
+def constant_answers(asked: Iterable[Question]) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+    """The most frequent answer to each (category, question text), and to each category."""
+    by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    by_category: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in asked:
+        by_text[question.category, question.text][normalise(question.answer)] += 1
+        by_category[question.category][normalise(question.answer)] += 1
+    return (
+        {key: counts.most_common(1)[0][0] for key, counts in by_text.items()},
+        {key: counts.most_common(1)[0][0] for key, counts in by_category.items()},
+    )
+
+
+def chance_levels(training: Iterable[Question], held_out: list[Question]) -> dict[str, float]:
+    """What a reader without eyes would score: to each held-out question the answer that is most frequent in training
+    for the same question text, or for its category when the text does not occur there."""
+    by_text, by_category = constant_answers(training)
+    right: Counter[str] = Counter()
+    for question in held_out:
+        guess = by_text.get((question.category, question.text), by_category.get(question.category))
+        right[question.category] += guess == normalise(question.answer)
+    counts = Counter(question.category for question in held_out)
+    return {category: right[category] / count for category, count in counts.items()}
+
+
+def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepResult:
+    """Answer the held-out questions with a checkpoint; writes answers.jsonl and the accuracy per category.
+
+    The summary is `{categories: {name: {accuracy, n}}, checkpoint, step, tokens_per_second}`.
+
+    Raises:
+        InputError: corpus, tokenizer or checkpoint is missing or of another size.
+    """
+    corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
+    folder, content = checkpoint.find(checkpoint_path)
+    inputs = {
+        "checkpoint": content["fingerprint"],
+        "corpus": corpus.index.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "max_new_tokens": recipe.evaluation.max_new_tokens,
+        "pixels": [recipe.data.min_pixels, recipe.data.max_pixels],
+        "precision": recipe.train.precision,
+    }
+
+    def build(temporary: Path) -> dict[str, Any]:
+        device = start(Ranks(), recipe.seed)
+        set_threads(recipe.train.threads, 1)
+        with runtime_context(device):
+            model = build_model(recipe, device)
+            checkpoint.load_model(folder, content, model)
+        model.eval()
+        asked = questions(corpus)
+        prompts = (prompt(question, corpus, tokenizer, recipe.data) for question in asked)
+        right: Counter[str] = Counter()
+        with (
+            (temporary / "answers.jsonl").open("w", encoding="utf-8") as file,
+            Progress("evaluate", len(asked), "questions") as progress,
+        ):
+            answers = generate(
+                model,
+                prompts,
+                image_pad=tokenizer.image_pad,
+                stop_token=tokenizer.im_end,
+                max_new_tokens=recipe.evaluation.max_new_tokens,
+                batch_tokens=recipe.evaluation.batch_tokens,
+            )
+            for question, ids in zip(asked, answers, strict=True):
+                output_text = tokenizer.decode(ids).strip()
+                correct = normalise(output_text) == normalise(question.answer)
+                right[question.category] += correct
+                row = asdict(question) | {"output": output_text, "correct": correct}
+                del row["messages"]
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                progress.advance(note=f"{sum(right.values())} right")
+        counts = Counter(question.category for question in asked)
+        return {
+            "checkpoint": str(folder),
+            "step": content["step"],
+            "categories": {
+                category: {"accuracy": right[category] / count, "n": count}
+                for category, count in sorted(counts.items())
+            },
+            "fingerprint": value_digest(inputs),
+        }
+
+    return run_step("evaluate", output, inputs, build)

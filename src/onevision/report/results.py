@@ -1,0 +1,218 @@
+"""What a pipeline left in its folders, read once; what is missing or does not fit is a note, not an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onevision.corpus.reader import CorpusReader
+from onevision.errors import DataError, InputError, OneVisionError
+from onevision.evaluation.accuracy import chance_levels, questions
+from onevision.files import read_json
+from onevision.recipe import Recipe, load_recipe
+from onevision.training.metrics import read_metrics
+
+CHANCE_SAMPLES = 500_000  # a larger training corpus is not read through for the chance level
+
+
+@dataclass(frozen=True)
+class PipelineFolders:
+    """Where a pipeline's steps put their results. A folder need not exist: the report then says that it is missing."""
+
+    root: Path
+    corpus: Path
+    heldout: Path
+    packs: Path
+    stage0: Path
+    stages: Mapping[str, Path]  # name to run folder, in the order of training
+    before: Path  # evaluation of the start weights
+    after: Path  # evaluation of the trained weights
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run folder. `rows` are those of metrics.jsonl, `summary` is None while the run has not reached its end."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    environment: dict[str, Any]
+    inputs: dict[str, str]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation folder: the step's record, and the rows of answers.jsonl."""
+
+    record: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+    @property
+    def categories(self) -> dict[str, dict[str, Any]]:
+        """Accuracy and number of questions of each category."""
+        return self.record["summary"]["categories"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was found. The step records are those of step.json; `notes` are one line each."""
+
+    folders: PipelineFolders
+    corpus: dict[str, Any] | None
+    heldout: dict[str, Any] | None
+    packs: dict[str, Any] | None
+    start: dict[str, Any] | None  # step.json of stage 0
+    start_fingerprint: str
+    stages: list[Stage]
+    before: Evaluation | None
+    after: Evaluation | None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def training_corpus(self) -> CorpusReader | None:
+        """The corpus, opened."""
+        return self._open(self.folders.corpus) if self.corpus else None
+
+    @cached_property
+    def heldout_corpus(self) -> CorpusReader | None:
+        """The held-out corpus, opened."""
+        return self._open(self.folders.heldout) if self.heldout else None
+
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """Score of the best constant answers per category; empty where a corpus is missing or too large to be read."""
+        training, held_out = self.training_corpus, self.heldout_corpus
+        if training is None or held_out is None:
+            return {}
+        if len(training) > CHANCE_SAMPLES:
+            self.notes.append(f"chance levels: not computed for a corpus of {len(training):,} samples")
+            return {}
+        try:
+            return chance_levels(questions(training), questions(held_out))
+        except DataError as error:
+            self.notes.append(f"chance levels: {error}")
+            return {}
+
+    def _open(self, folder: Path) -> CorpusReader | None:
+        try:
+            return CorpusReader(folder)
+        except OneVisionError as error:
+            self.notes.append(str(error))
+            return None
+
+
+def read_results(folders: PipelineFolders) -> Results:
+    """Read everything that is there.
+
+    Raises:
+        InputError: nothing is there, neither data nor a run nor an evaluation.
+    """
+    notes: list[str] = []
+    results = Results(
+        folders,
+        corpus=_record(folders.corpus, "corpus", notes),
+        heldout=_record(folders.heldout, "held-out corpus", notes),
+        packs=_record(folders.packs, "packs", notes),
+        start=_record(folders.stage0, "stage 0", notes),
+        start_fingerprint=_lineage(folders.stage0).get("fingerprint", ""),
+        stages=[stage for name, folder in folders.stages.items() if (stage := _stage(name, folder, notes))],
+        before=_evaluation(folders.before, "evaluation before training", notes),
+        after=_evaluation(folders.after, "evaluation after training", notes),
+        notes=notes,
+    )
+    if not (results.corpus or results.packs or results.stages or results.after):
+        raise InputError(f"{folders.root} holds no finished step to report on: run the pipeline first")
+    notes += _contradictions(results)
+    return results
+
+
+def make_command(target: str, folder: Path) -> str:
+    """The command line that runs a job on a run folder."""
+    parts = folder.parts
+    if "runs" in parts[:-1]:
+        at = len(parts) - 1 - parts[::-1].index("runs")
+        return f"make {target} RUN={'/'.join(parts[at + 1 :])}"
+    return f".venv/bin/python -m jobs {target} {folder}"
+
+
+def _record(folder: Path, what: str, notes: list[str]) -> dict[str, Any] | None:
+    """step.json of a folder, or None with a note."""
+    if not (folder / "step.json").exists():
+        notes.append(f"{what}: missing, {folder} holds no finished step")
+        return None
+    try:
+        return read_json(folder / "step.json")
+    except InputError as error:
+        notes.append(f"{what}: {error}")
+        return None
+
+
+def _lineage(folder: Path) -> dict[str, Any]:
+    path = folder / "lineage.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
+    try:
+        rows = read_metrics(folder)
+        if not rows:
+            notes.append(f"{name}: missing, {folder} holds no training step")
+            return None
+        recipe = load_recipe(folder / "recipe.yaml")
+        done = folder / "step.json"
+        summary = read_json(done)["summary"] if done.exists() else None
+        environment = read_json(folder / "environment.json")
+        lineage = _lineage(folder)
+    except InputError as error:
+        notes.append(f"{name}: {error}")
+        return None
+    if summary is None:
+        notes.append(
+            f"{name}: not finished, step {rows[-1]['step']:,} of {recipe.train.steps:,}; "
+            f"continue it with: {make_command('resume', folder)}"
+        )
+    return Stage(
+        name, folder, recipe, rows, summary, environment, lineage.get("inputs", {}), lineage.get("fingerprint", "")
+    )
+
+
+def _evaluation(folder: Path, what: str, notes: list[str]) -> Evaluation | None:
+    record = _record(folder, what, notes)
+    if record is None:
+        return None
+    try:
+        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        return Evaluation(record, [json.loads(line) for line in lines])
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        notes.append(f"{what}: {folder / 'answers.jsonl'} cannot be read ({error}); evaluate again")
+        return None
+
+
+def _contradictions(results: Results) -> list[str]:
+    """Notes about results that were made from something else than what the folders hold now."""
+    found = []
+
+    def compare(who: str, what: str, used: str | None, now: dict[str, Any] | None) -> None:
+        if now is not None and used is not None and used != now["summary"]["fingerprint"]:
+            found.append(
+                f"{who}: was made from other {what} ({used[:12]}) than the folder holds now "
+                f"({now['summary']['fingerprint'][:12]}); run it again"
+            )
+
+    if results.packs is not None:
+        compare("packs", "samples", results.packs["inputs"].get("corpus"), results.corpus)
+    for stage in results.stages:
+        compare(stage.name, "packs", stage.inputs.get("packs"), results.packs)
+        compare(stage.name, "samples", stage.inputs.get("corpus"), results.corpus)
+    for name, evaluation in (("before", results.before), ("after", results.after)):
+        if evaluation is not None:
+            used = evaluation.record["inputs"].get("corpus")
+            compare(f"evaluation {name} training", "questions", used, results.heldout)
+    return found

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from onevision.corpus import reader as module
+from onevision.corpus.reader import CorpusReader
+from onevision.corpus.record import Record
+from onevision.errors import DataError
+
+
+def test_records_come_back_as_they_went_in(corpus: Path, records: list[Record]) -> None:
+    reader = CorpusReader(corpus)
+    assert len(reader) == len(records)
+    for row in [7, 0, 22, 7, 13, *range(23)]:
+        assert reader.record(row) == records[row]
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("row", [-1, 23])
+def test_rows_outside_are_refused(corpus: Path, row: int) -> None:
+    with pytest.raises(IndexError, match="of 23"):
+        CorpusReader(corpus).record(row)
+
+
+def test_pickled_and_closed_readers_go_on(corpus: Path, records: list[Record]) -> None:
+    reader = CorpusReader(corpus)
+    assert reader.record(3) == records[3]
+    content = pickle.dumps(reader)
+    assert len(content) < 1000
+    assert pickle.loads(content).record(4) == records[4]
+    reader.close()
+    assert reader.record(3) == records[3]
+
+
+def test_few_shards_are_kept_open(corpus: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OPEN_SHARDS", 2)
+    reader = CorpusReader(corpus)
+    before = descriptors()
+    for row in [*range(23), *range(0, 23, 5)]:
+        assert reader.record(row) == records[row]
+    assert descriptors() == before + 2
+    reader.close()
+    assert descriptors() == before
+
+
+def test_two_processes_read_the_same_descriptors(corpus: Path, records: list[Record]) -> None:
+    reader = CorpusReader(corpus)
+    assert reader.record(0) == records[0]
+    child = os.fork()
+    if child == 0:
+        same = all(reader.record(row % 23) == records[row % 23] for row in range(200))
+        os._exit(0 if same else 1)
+    assert all(reader.record(row % 23) == records[row % 23] for row in range(200, 0, -1))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_changed_bytes_are_found(corpus: Path, records: list[Record]) -> None:
+    reader = CorpusReader(corpus)
+    row = 6
+    offset = int(reader.index.image_offset[reader.index.image_start[row]])
+    shard = corpus / reader.index.shards[reader.index.shard[row]]
+    with shard.open("r+b") as file:
+        file.seek(offset + 40)
+        byte = file.read(1)
+        file.seek(offset + 40)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DataError, match=r"shard-000001\.tar at byte \d+: sample sample-00006 was changed"):
+        reader.record(row)
+    assert reader.record(row + 1) == records[row + 1]
+
+
+def test_a_shard_that_is_cut_while_open_is_found(corpus: Path) -> None:
+    reader = CorpusReader(corpus)
+    offset = int(reader.index.json_offset[22])
+    with (corpus / "shard-000004.tar").open("r+b") as file:
+        file.truncate(offset + 5)
+    with pytest.raises(DataError, match=rf"shard-000004\.tar at byte {offset}: 5 of \d+ bytes are there.*make corpus"):
+        reader.record(22)
+
+
+def test_a_shard_that_is_gone_is_named(corpus: Path) -> None:
+    reader = CorpusReader(corpus)
+    (corpus / "shard-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000000\.tar at byte \d+: No such file"):
+        reader.record(0)

@@ -1,0 +1,137 @@
+"""PackedBatch against a token-by-token reading of the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onevision.data.batch import PackedBatch, Sample, assemble
+from onevision.data.tokenizer import Tokenizer
+from onevision.errors import DataError
+from tests.fixtures import tiny_tokenizer
+
+T = 48
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tiny tokenizer."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def make_sample(tokenizer: Tokenizer, row: int, length: int, images: int, rng: np.random.Generator) -> Sample:
+    """A sample of random text ids, random targets, and `images` images of one token (2 x 2 patches) each."""
+    ids = rng.integers(10, tokenizer.vocab_size, length)
+    places = rng.choice(length, images, replace=False)
+    ids[places] = tokenizer.image_pad
+    target = rng.random(length) < 0.5
+    target[places] = False
+    patches = rng.random((4 * images, 588), np.float32)
+    grid = np.tile(np.array([[1, 2, 2]]), (images, 1)).reshape(-1, 3)
+    return Sample(row, row % 3, ids, target, patches, grid)
+
+
+def make_packs(tokenizer: Tokenizer, lengths: list[list[int]], seed: int = 0) -> list[list[Sample]]:
+    rng = np.random.default_rng(seed)
+    rows = iter(range(1000, 2000))
+    return [[make_sample(tokenizer, next(rows), n, min(n, n % 3), rng) for n in pack] for pack in lengths]
+
+
+def check(batch: PackedBatch, packs: list[list[Sample]], tokenizer: Tokenizer) -> None:
+    """Walk over the batch token by token and compare it with the samples."""
+    samples = [sample for pack in packs for sample in pack]
+    total = T * len(packs)
+    cu = batch.cu_seqlens.tolist()
+    assert cu[0] == 0 and cu[-1] == total and all(a < b for a, b in zip(cu, cu[1:], strict=False))
+    assert len(cu) == len(samples) + 1
+    assert set(range(0, total, T)) <= set(cu), "no segment reaches over the end of a pack"
+    for s, sample in enumerate(samples):
+        start, end = cu[s], cu[s + 1]
+        n = len(sample.ids)
+        assert batch.tokens[start:end].tolist() == [*sample.ids, *[tokenizer.endoftext] * (end - start - n)]
+        assert end - start == n or end % T == 0, "only the last segment of a pack holds filling"
+        assert batch.position_ids[start:end].tolist() == list(range(end - start))
+        for i in range(start, end):
+            learned = i + 1 - start < n and bool(sample.target[i + 1 - start])
+            assert batch.loss_mask[i] == learned
+            assert batch.labels[i] == (batch.tokens[i + 1] if learned else 0)
+    assert batch.image_slots.tolist() == [i for i in range(total) if batch.tokens[i] == tokenizer.image_pad]
+    assert len(batch.image_slots) * 4 == len(batch.patches) == batch.grid_thw.prod(1).sum()
+    assert torch.equal(batch.patches, torch.from_numpy(np.concatenate([sample.patches for sample in samples])))
+    assert batch.segment_category.tolist() == [sample.category for sample in samples]
+    assert batch.sample_ids.tolist() == [sample.row for sample in samples]
+    assert batch.sample_lengths.tolist() == [len(sample.ids) for sample in samples]
+    assert batch.real_tokens == sum(len(sample.ids) for sample in samples)
+
+
+@given(
+    packs=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_token_is_where_it_belongs(tokenizer: Tokenizer, packs: list[list[int]], seed: int) -> None:
+    made = make_packs(tokenizer, packs, seed)
+    check(assemble(made, T, tokenizer), made, tokenizer)
+
+
+def test_full_packs_have_no_filling_and_learn_nothing_across_their_border(tokenizer: Tokenizer) -> None:
+    packs = make_packs(tokenizer, [[20, 28], [48], [47]])
+    for pack in packs:
+        for sample in pack:
+            sample.target[:] = True  # also the first token, which follows another sample
+    batch = assemble(packs, T, tokenizer)
+    check(batch, packs, tokenizer)
+    assert batch.loss_mask.sum() == batch.real_tokens - 4
+    assert (batch.tokens == tokenizer.endoftext).sum() == 1
+
+
+def test_dtypes_and_shapes(tokenizer: Tokenizer) -> None:
+    batch = assemble(make_packs(tokenizer, [[5, 8], [11]]), T, tokenizer)
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in vars(batch).items() if torch.is_tensor(value)}
+    images = len(batch.grid_thw)
+    assert images > 0
+    assert kinds == {
+        "tokens": (torch.int64, (2 * T,)),
+        "labels": (torch.int64, (2 * T,)),
+        "loss_mask": (torch.float32, (2 * T,)),
+        "position_ids": (torch.int64, (2 * T,)),
+        "cu_seqlens": (torch.int32, (4,)),
+        "patches": (torch.float32, (4 * images, 588)),
+        "grid_thw": (torch.int64, (images, 3)),
+        "image_slots": (torch.int64, (images,)),
+        "segment_category": (torch.int64, (3,)),
+        "sample_ids": (torch.int64, (3,)),
+        "sample_lengths": (torch.int64, (3,)),
+    }
+    assert (batch.skipped, batch.notes) == (0, ())
+
+
+def test_text_only(tokenizer: Tokenizer) -> None:
+    packs = make_packs(tokenizer, [[3, 6]])
+    batch = assemble(packs, T, tokenizer)
+    check(batch, packs, tokenizer)
+    assert batch.patches.shape == (0, 588) and batch.grid_thw.shape == (0, 3)
+
+
+def test_image_tokens_without_patches_are_refused(tokenizer: Tokenizer) -> None:
+    packs = make_packs(tokenizer, [[4, 5]])
+    packs[0][0].ids[0] = tokenizer.image_pad
+    packs[0][0].ids[1:] = 20
+    packs[0][1].ids[:] = tokenizer.image_pad
+    with pytest.raises(DataError, match=r"corpus rows \[1000, 1001\] have 6 image tokens for 12 patches"):
+        assemble(packs, T, tokenizer)
+
+
+def test_to_moves_every_tensor_and_keeps_the_rest(tokenizer: Tokenizer) -> None:
+    batch = assemble(make_packs(tokenizer, [[4, 5]]), T, tokenizer)
+    moved = batch.to(torch.device("meta"))
+    for name, value in vars(moved).items():
+        if torch.is_tensor(value):
+            assert value.device.type == "meta", name
+        else:
+            assert value == getattr(batch, name)

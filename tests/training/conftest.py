@@ -1,0 +1,66 @@
+"""A small corpus with packs, a tokenizer and a recipe, shared by the tests of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onevision.corpus.build import build_corpus
+from onevision.packing.build import build_packs
+from onevision.recipe import Recipe, recipe_from
+from tests.fixtures import sample_record, tiny_tokenizer, write_records
+
+
+@pytest.fixture(scope="session")
+def data_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The data section of a recipe: 60 records with zero to two images, packed to 256 tokens."""
+    root = tmp_path_factory.mktemp("data")
+    tiny_tokenizer(root / "tokenizer")
+    write_records(root / "source", [sample_record(i) for i in range(60)])
+    values = {
+        "source": str(root / "source"),
+        "corpus": str(root / "corpus"),
+        "packs": str(root / "packs"),
+        "tokenizer": str(root / "tokenizer"),
+        "sequence_length": 512,
+        "max_pixels": 28 * 28 * 16,
+        "workers": 0,
+    }
+    data = recipe_from({"data": values}).data
+    build_corpus(data, Path(data.corpus))
+    build_packs(data, Path(data.packs))
+    return values
+
+
+@pytest.fixture
+def make_recipe(data_values: dict[str, Any], tmp_path: Path) -> Callable[..., Recipe]:
+    """A tiny FP32 recipe; keyword arguments replace whole sections or values of `train`."""
+
+    def make(output: str = "run", **changes: Any) -> Recipe:
+        train = {
+            "precision": "fp32",
+            "global_batch_size": 2,
+            "micro_batch_size": 1,
+            "steps": 6,
+            "threads": 1,
+            "peak_tflops": 1.0,
+        }
+        values: dict[str, Any] = {
+            "name": "test",
+            "output": str(tmp_path / output),
+            "model": {"preset": "tiny"},
+            "data": dict(data_values),
+            "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "eps": 1e-8},
+            "checkpoint": {"interval": 2, "keep": 3},
+        }
+        for key, value in changes.items():
+            if key in values or key in ("stage", "seed", "evaluation"):
+                values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+            else:
+                train[key] = value
+        return recipe_from({**values, "train": train})
+
+    return make

@@ -1,0 +1,143 @@
+"""The loop: it learns, it stops and goes on bit for bit, it refuses what does not fit."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onevision.errors import InputError
+from onevision.files import read_json
+from onevision.recipe import Recipe, load_recipe, recipe_dict
+from onevision.training.checkpoint import checkpoint_steps
+from onevision.training.loop import initialise, train
+from onevision.training.metrics import read_metrics
+from tests.forks import forked, wait_for
+
+MakeRecipe = Callable[..., Recipe]
+TIMING = (
+    "step_seconds",
+    "data_seconds",
+    "tokens_per_second",
+    "samples_per_second",
+    "mfu",
+    "hfu",
+    "memory_mb",
+)
+
+
+def curve(run: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run without what the clock decides."""
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(run)]
+
+
+def test_a_run_learns_and_leaves_everything_a_reader_needs(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(steps=30)
+    summary = train(recipe)
+    rows = read_metrics(recipe.output)
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert all(0 < row["mfu"] <= row["hfu"] for row in rows)
+    run = Path(recipe.output)
+    for name in ("recipe.yaml", "environment.json", "lineage.json", "metrics.jsonl", "tensorboard", "step.json"):
+        assert (run / name).exists(), name
+    assert load_recipe(run / "recipe.yaml") == recipe
+    assert checkpoint_steps(run) == [26, 28, 30]
+    lineage = read_json(run / "lineage.json")
+    assert lineage["inputs"]["packs"] == lineage["made_from"]["packs"]["step.json"]["summary"]["fingerprint"]
+    assert train(recipe) == summary  # done already
+    assert len(read_metrics(run)) == 30
+
+
+def test_micro_batches_of_two_packs_give_the_same_loss(make_recipe: MakeRecipe) -> None:
+    train(make_recipe("one", global_batch_size=4, steps=4))
+    train(make_recipe("two", global_batch_size=4, micro_batch_size=2, steps=4))
+    one, two = (read_metrics(make_recipe(name).output) for name in ("one", "two"))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kill_at_any_moment_then_the_same_command_gives_the_same_curve(
+    make_recipe: MakeRecipe, precision: str
+) -> None:
+    train(make_recipe("whole", steps=8, precision=precision))
+    recipe = make_recipe("killed", steps=8, precision=precision)
+    chance = random.Random(7)
+    for rows in (2, 3, 5):
+        with forked(train, recipe) as child:
+            wait_for(lambda rows=rows, child=child: len(read_metrics(recipe.output)) >= rows or not child.alive)
+            child.join(chance.random() * 0.3)
+            child.kill()
+    train(recipe)
+    assert curve(recipe.output) == curve(make_recipe("whole").output)
+    assert [row["step"] for row in curve(recipe.output)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75)])
+def test_a_signal_saves_and_leaves(make_recipe: MakeRecipe, signum: int, exit_code: int) -> None:
+    train(make_recipe("whole", steps=6))
+    recipe = make_recipe("stopped", steps=6, checkpoint={"interval": 100, "keep": 2})
+    with forked(train, recipe) as child:
+        wait_for(lambda: len(read_metrics(recipe.output)) >= 2)
+        child.signal(signum)
+        assert child.join() == exit_code
+        assert "and saved in" in child.error
+        assert "make resume RUN=" in child.error
+    stopped = checkpoint_steps(recipe.output)
+    assert len(stopped) == 1
+    assert stopped[0] == read_metrics(recipe.output)[-1]["step"] < 6
+    train(recipe)
+    assert curve(recipe.output) == curve(make_recipe("whole").output)
+
+
+def test_stages_follow_each_other_without_conversion(make_recipe: MakeRecipe) -> None:
+    stage0 = make_recipe("stage0", stage="stage0")
+    initialise(stage0)
+    stage1 = make_recipe(
+        "stage1", stage="stage1", init_from=stage0.output, model={"preset": "tiny", "freeze": ["vision", "language"]}
+    )
+    train(stage1)
+    stage2 = make_recipe("stage2", stage="stage2", init_from=stage1.output)
+    train(stage2)
+    lineage = read_json(Path(stage2.output) / "lineage.json")
+    assert "stage0" in lineage["made_from"]["init_from"]["lineage.json"]["made_from"]["init_from"]["folder"]
+    # Stage 1 began where random weights begin, and stage 2 where stage 1 ended.
+    first, second = read_metrics(stage1.output), read_metrics(stage2.output)
+    assert first[-1]["loss"] < first[0]["loss"]
+    assert second[0]["loss"] < first[0]["loss"]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(make_recipe: MakeRecipe) -> None:
+    train(make_recipe(steps=2))
+    with pytest.raises(InputError, match=r"optimizer\.lr=0\.002 \(was 0\.001\).*choose another output"):
+        train(make_recipe(steps=2, optimizer={"lr": 2e-3}))
+
+
+def test_a_checkpoint_of_another_size_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("stage0", stage="stage0")
+    initialise(recipe)
+    with pytest.raises(InputError, match=r"is a checkpoint of model tiny: vision\.num_layers=4 instead of 24"):
+        train(make_recipe("big", init_from=recipe.output, model={"preset": "4b"}))
+
+
+def test_missing_packs_and_start_weights_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"packs\.h5 does not exist: run `make pack`"):
+        train(make_recipe(data={"packs": str(tmp_path / "none")}))
+    with pytest.raises(InputError, match="holds no checkpoint: run the step"):
+        train(make_recipe(init_from=str(tmp_path / "none")))
+    values = recipe_dict(make_recipe())["data"]
+    with pytest.raises(InputError, match=r"max_pixels"):
+        train(make_recipe(data={**values, "max_pixels": 28 * 28 * 20}))
+
+
+def test_two_processes_cannot_train_in_one_folder(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(steps=50)
+    with forked(train, recipe):
+        wait_for(lambda: len(read_metrics(recipe.output)) >= 1)
+        with pytest.raises(InputError, match="is being written by process"):
+            train(recipe)
