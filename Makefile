@@ -10,8 +10,11 @@ ARGS ?=
 READY := .venv/.ready
 JOBS := .venv/bin/python -m jobs
 
+# RUN is a name below runs/, or a path.
+run = $(if $(filter runs/% ./% /%,$(RUN)),$(RUN),runs/$(RUN))
+
 # $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
-recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=runs/$(RUN)) $(ARGS)
+recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(ARGS)
 
 ifneq ($(filter resume eval report export,$(MAKECMDGOALS)),)
 ifndef RUN
@@ -63,21 +66,21 @@ stage2: $(READY)  ## stage 2: all parts learn to follow instructions
 	@$(JOBS) train $(call recipe,stage2)
 
 resume: $(READY)  ## continue the run RUN from its last complete checkpoint
-	@$(JOBS) resume runs/$(RUN) $(ARGS)
+	@$(JOBS) resume $(run) $(ARGS)
 
 status: $(READY)  ## every run, or RUN: step, loss, tokens/s, ETA
-	@$(JOBS) status $(if $(RUN),runs/$(RUN)) $(ARGS)
+	@$(JOBS) status $(if $(RUN),$(run)) $(ARGS)
 
 ##@ Results
 
 eval: $(READY)  ## accuracy of RUN per category
-	@$(JOBS) evaluate runs/$(RUN) $(ARGS)
+	@$(JOBS) evaluate $(run) $(ARGS)
 
 report: $(READY)  ## report.html of RUN
-	@$(JOBS) report runs/$(RUN) $(ARGS)
+	@$(JOBS) report $(run) $(ARGS)
 
 export: $(READY)  ## Hugging Face directory of RUN: TO=dir
-	@$(JOBS) export runs/$(RUN) $(TO:%=to=%) $(ARGS)
+	@$(JOBS) export $(run) $(TO:%=to=%) $(ARGS)
 
 ##@ Development
 

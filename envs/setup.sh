@@ -3,8 +3,9 @@
 set -euo pipefail
 
 python=$1
-stamp=.venv/.ready  # written last: the folder it was made in
-unfinished=.venv/.unfinished  # there while pip works: an interrupted set-up starts again from nothing
+lock=envs/cpu.lock
+stamp=.venv/.ready            # written last: the folder it was made in
+unfinished=.venv/.unfinished  # there while packages change: after an interruption nothing can be trusted
 log=.venv/setup.log
 
 fail() {
@@ -24,6 +25,12 @@ step() {
     fi
 }
 
+# Lines of the lock that are not installed; a local part of a version (+cpu, +cu130) is as good.
+missing() {
+    comm -13 <(.venv/bin/python -m pip freeze --all 2>/dev/null | sed 's/+[a-z0-9]*$//' | LC_ALL=C sort) \
+        <(grep '^[A-Za-z]' "$lock" | LC_ALL=C sort)
+}
+
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     fail "$python cannot be run; name a Python 3.11 or 3.12: make setup PYTHON=/path/to/python3.11"
 case $version in
@@ -36,16 +43,16 @@ if [[ -e $unfinished ]] || [[ -e $stamp && $(<"$stamp") != "$PWD" ]]; then
     rm -rf .venv
 fi
 mkdir -p .venv
-touch "$unfinished"
 : >"$log"
-[[ -x .venv/bin/python ]] || step "Python $version" "$python" -m venv .venv
-
-pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install --progress-bar off)
-step "PyTorch (the largest part)" "${pip[@]}" "$(grep '^torch==' envs/cpu.lock)"
-step "the packages of envs/cpu.lock" "${pip[@]}" --no-deps -r envs/cpu.lock
-step "onevision" "${pip[@]}" --no-deps --no-build-isolation -e .
-step "checking" .venv/bin/python -m pip --disable-pip-version-check check
-
-rm -f "$unfinished"
+pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input)
+if [[ ! -x .venv/bin/python || -n $(missing) ]]; then
+    touch "$unfinished"
+    [[ -x .venv/bin/python ]] || step "Python $version" "$python" -m venv .venv
+    step "PyTorch (the largest part)" "${pip[@]}" install --progress-bar off "$(grep '^torch==' "$lock")"
+    step "the packages of $lock" "${pip[@]}" install --progress-bar off --no-deps -r "$lock"
+    step "checking" "${pip[@]}" check
+    rm -f "$unfinished"
+fi
+step "onevision" "${pip[@]}" install --no-deps --no-build-isolation -e .
 echo "$PWD" >"$stamp"
 echo "setting up .venv: done"

@@ -32,6 +32,7 @@ from onevision.files import storage_errors
 
 _POLL_SECONDS = 0.05
 _PEER_SECONDS = 10.0  # how long the other processes may go on after one has failed
+_SAVED = (75, 130)  # exit codes of Interrupted: each process saves and ends by itself, however long it takes
 _AGAIN_SECONDS = 1.0  # make, timeout and others repeat a signal: sooner than this it is the same Ctrl-C
 _TEN_YEARS = 10 * 365 * 24 * 60.0  # minutes; submitit ends a local job after 2 unless told otherwise
 
@@ -96,7 +97,8 @@ def launch(name: str, call: Callable[..., Any], *args: Any, log_folder: Path, pr
         try:
             failed = _follow(job, tasks, stream, stop)
         finally:
-            stream.close()
+            if tasks[0].started:  # before, there is nothing but submitit's own trouble to show
+                stream.close()
         attempt.settle()
     if failed is not None:
         raise _error(name, failed, stop)
@@ -136,7 +138,7 @@ def _follow(job: Any, tasks: list[_Task], stream: LogStream, stop: _Stop) -> _Ta
             task.poll(controller_gone)
             if failed is None and task.failed:
                 failed = task
-                kill_at = time.monotonic() + (_PEER_SECONDS if task.outcome else 0.0)
+                kill_at = time.monotonic() + _patience(task)
         if tasks[0].started:
             stream.forward()
         if (stop.at_once or time.monotonic() >= kill_at) and not killed:
@@ -150,6 +152,13 @@ def _follow(job: Any, tasks: list[_Task], stream: LogStream, stop: _Stop) -> _Ta
         for task in tasks:
             task.pass_on(signum)
         time.sleep(_POLL_SECONDS)
+
+
+def _patience(failed: _Task) -> float:
+    """Seconds until what is left of the job is killed."""
+    if failed.outcome is None:
+        return 0.0
+    return float("inf") if failed.outcome.exit_code in _SAVED else _PEER_SECONDS
 
 
 def _kill(job: Any, tasks: list[_Task]) -> None:

@@ -110,6 +110,7 @@ def _show(summary: dict[str, Any]) -> None:
     for column in ("category", "before", "after", "chance", "n"):
         table.add_column(column, justify="left" if column == "category" else "right")
     for category, row in summary["categories"].items():
-        table.add_row(category, *(f"{row[key]:.1%}" for key in ("before", "after", "chance")), str(row["n"]))
+        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("before", "after", "chance"))
+        table.add_row(category, *shares, str(row["n"]))
     print()
     Console().print(table)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -212,7 +212,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
         raise InputError(f"recipe {path} does not exist") from None
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {_first_line(error)}") from None
-    if not OmegaConf.is_dict(tree):
+    if not isinstance(tree, DictConfig):
         raise InputError(f"recipe {path} is not a mapping of keys to values")
     parent = tree.pop("extends", None)
     _check_keys(tree, str(path))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -62,7 +60,7 @@ def check(batch: PackedBatch, packs: list[list[Sample]], tokenizer: Tokenizer) -
             assert batch.labels[i] == (batch.tokens[i + 1] if learned else 0)
     assert batch.image_slots.tolist() == [i for i in range(total) if batch.tokens[i] == tokenizer.image_pad]
     assert len(batch.image_slots) * 4 == len(batch.patches) == batch.grid_thw.prod(1).sum()
-    assert torch.equal(batch.patches, torch.from_numpy(np.concatenate([sample.patches for sample in samples])))
+    assert np.array_equal(batch.patches.numpy(), np.concatenate([sample.patches for sample in samples]))
     assert batch.segment_category.tolist() == [sample.category for sample in samples]
     assert batch.sample_ids.tolist() == [sample.row for sample in samples]
     assert batch.sample_lengths.tolist() == [len(sample.ids) for sample in samples]
@@ -92,7 +90,8 @@ def test_full_packs_have_no_filling_and_learn_nothing_across_their_border(tokeni
 
 def test_dtypes_and_shapes(tokenizer: Tokenizer) -> None:
     batch = assemble(make_packs(tokenizer, [[5, 8], [11]]), T, tokenizer)
-    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in vars(batch).items() if torch.is_tensor(value)}
+    tensors = {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
     images = len(batch.grid_thw)
     assert images > 0
     assert kinds == {

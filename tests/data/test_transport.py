@@ -1,4 +1,4 @@
-"""A batch that crosses to another process is the same batch, and takes no copy of its patches through the pipe."""
+"""A batch that crosses to another process is the same batch, and its patches do not go through the pipe."""
 
 from __future__ import annotations
 

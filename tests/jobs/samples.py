@@ -71,6 +71,14 @@ def rank_1_dies() -> None:
     time.sleep(600)
 
 
+def rank_1_saves_longer(folder: str) -> None:
+    """An interrupted job whose ranks do not end together."""
+    if os.environ["RANK"] == "1":
+        time.sleep(1.5)
+        Path(folder, "saved").touch()
+    raise Interrupted("saved", signal.SIGTERM)
+
+
 def crash() -> None:
     """A segmentation fault."""
     ctypes.string_at(0)

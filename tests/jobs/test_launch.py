@@ -116,6 +116,16 @@ def test_a_failed_process_ends_its_peers(tmp_path: Path, monkeypatch: pytest.Mon
     assert raised.value.exit_code == 74
 
 
+def test_an_interrupted_process_leaves_its_peers_the_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.cluster._PEER_SECONDS", 0.2)
+    with pytest.raises(JobFailed, match="^saved$") as raised:
+        launch("train", samples.rank_1_saves_longer, str(tmp_path), log_folder=tmp_path / "log", processes=2)
+    assert raised.value.exit_code == 75
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_job_that_still_runs_is_not_started_twice(tmp_path: Path) -> None:
     running = new_attempt(tmp_path, "train")
     pid = os.getpid()

@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataRecipe:
     return data
 
 
-def test_every_sample_is_packed_once_and_the_columns_say_what_is_in_a_pack(data: DataRecipe, tmp_path: Path) -> None:
+def test_every_sample_once_and_columns_that_say_what_is_in_a_pack(data: DataRecipe, tmp_path: Path) -> None:
     lines: list[str] = []
     result = build_packs(data, tmp_path / "packs", report=lines.append)
     corpus, index = CorpusIndex.open(data.corpus), PackIndex.open(tmp_path / "packs")
@@ -93,10 +93,11 @@ def test_overlong_samples_are_left_out_and_listed(data: DataRecipe, tmp_path: Pa
     index = PackIndex.open(tmp_path / "packs")
     assert sorted([*index.sample.tolist(), *long.tolist()]) == list(range(SAMPLES))
     listed = pq.read_table(tmp_path / "packs" / "overlong.parquet").to_pydict()
-    assert listed == {"id": [corpus.id[row].decode() for row in long], "length": corpus.lengths[long].tolist()}
+    ids = [corpus.id[row].decode() for row in long]
+    assert listed == {"id": ids, "length": corpus.lengths[long].tolist()}
 
 
-def test_too_many_overlong_samples_fail_the_step_and_leave_the_old_packs(data: DataRecipe, tmp_path: Path) -> None:
+def test_too_many_overlong_samples_fail_and_leave_the_old_packs(data: DataRecipe, tmp_path: Path) -> None:
     output = tmp_path / "packs"
     kept = build_packs(data, output).summary["fingerprint"]
     corpus = CorpusIndex.open(data.corpus)
@@ -116,7 +117,8 @@ def test_a_corpus_of_another_pixel_limit_is_refused(data: DataRecipe, tmp_path: 
     with pytest.raises(InputError) as caught:
         build_packs(replace(data, max_pixels=50_000), tmp_path / "packs")
     assert str(caught.value) == (
-        f"{data.corpus}/corpus.h5 was made with max_pixels=2560000, this run has 50000: run `make corpus` again"
+        f"{data.corpus}/corpus.h5 was made with max_pixels=2560000, this run has 50000: "
+        "run `make corpus` again"
     )
     assert not (tmp_path / "packs").exists()
 

@@ -11,7 +11,7 @@ import pytest
 
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
-from onevision.data.tokenizer import Tokenizer
+from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import FILE, PackIndex, write_packs
@@ -150,8 +150,6 @@ def test_packs_of_another_tokenizer_are_refused(made: tuple[DataRecipe, Tokenize
     data, tokenizer = made
     text = tokenizer.path.read_text(encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-    from onevision.data.tokenizer import load_tokenizer
-
     other = load_tokenizer(tmp_path)
     assert other.fingerprint != tokenizer.fingerprint
     index = PackIndex.open(data.packs)
@@ -182,5 +180,5 @@ def test_rows_outside_the_corpus_are_damage(made: tuple[DataRecipe, Tokenizer], 
     index, corpus = PackIndex.open(data.packs), CorpusIndex.open(data.corpus)
     sample = np.array(index.sample)
     sample[0] = len(corpus)
-    with pytest.raises(DataError, match="rows 0 to 12 of a corpus of 12|rows 1 to 12 of a corpus of 12"):
+    with pytest.raises(DataError, match=r"rows [01] to 12 of a corpus of 12"):
         replace(index, sample=sample).check_against(corpus, data, tokenizer)

@@ -1,5 +1,5 @@
-"""A pipeline's folders for the report's tests: corpus and packs are real and small, the rows of training and the answers
-are made up here in the shape in which training and evaluation write them."""
+"""A pipeline's folders for the report's tests: corpus and packs are real and small, the rows of training and the
+answers are made up here in the shape in which training and evaluation write them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ ENVIRONMENT = {
     "peak_tflops": 0.1,
     "peak_source": "measured",
 }
-STAGES = {"stage1": (4, 6.2, 5.1), "stage1_5": (40, 5.1, 0.8), "stage2": (30, 0.9, 0.3)}  # steps, first and last loss
+STAGES = {
+    "stage1": (4, 6.2, 5.1),
+    "stage1_5": (40, 5.1, 0.8),
+    "stage2": (30, 0.9, 0.3),
+}  # steps, first and last loss
 
 
 def folders(root: Path) -> PipelineFolders:
@@ -125,7 +129,8 @@ def write_evaluation(root: Path, name: str, shares: Sequence[float]) -> None:
     (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
     summary = {
         "categories": {
-            category: {"accuracy": sum(seen) / len(seen), "n": len(seen)} for category, seen in categories.items()
+            category: {"accuracy": sum(seen) / len(seen), "n": len(seen)}
+            for category, seen in categories.items()
         },
         "checkpoint": "stage2/checkpoints/step_00000030",
         "step": 30,
@@ -133,7 +138,9 @@ def write_evaluation(root: Path, name: str, shares: Sequence[float]) -> None:
     }
     heldout = read_json(root / "heldout" / "step.json")["summary"]["fingerprint"]
     inputs = {"checkpoint": "c" * 32, "corpus": heldout}
-    write_json(folder / "step.json", {"step": "evaluate", "inputs": inputs, "summary": summary, "seconds": 3.5})
+    write_json(
+        folder / "step.json", {"step": "evaluate", "inputs": inputs, "summary": summary, "seconds": 3.5}
+    )
 
 
 def build_pipeline(root: Path) -> PipelineFolders:

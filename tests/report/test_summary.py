@@ -35,7 +35,9 @@ def test_categories_are_those_of_the_answers(finished: PipelineFolders) -> None:
     summary = build_summary(finished)
     asked = questions(CorpusReader(finished.heldout))
     assert set(summary["categories"]) == {question.category for question in asked}
-    answers = [json.loads(line) for line in (finished.after / "answers.jsonl").read_text("utf-8").splitlines()]
+    answers = [
+        json.loads(line) for line in (finished.after / "answers.jsonl").read_text("utf-8").splitlines()
+    ]
     for name, entry in summary["categories"].items():
         scores = [answer["correct"] for answer in answers if answer["category"] == name]
         assert entry["n"] == len(scores)
@@ -43,13 +45,21 @@ def test_categories_are_those_of_the_answers(finished: PipelineFolders) -> None:
         assert entry["before"] == 0
         assert 0 <= entry["chance"] <= 1
     assert summary["overall"]["n"] == len(asked) == len(answers)
-    assert summary["overall"]["after"] == pytest.approx(sum(answer["correct"] for answer in answers) / len(answers))
+    assert summary["overall"]["after"] == pytest.approx(
+        sum(answer["correct"] for answer in answers) / len(answers)
+    )
 
 
 def test_data_figures(finished: PipelineFolders) -> None:
     summary = build_summary(finished)
     packs = read_json(finished.packs / "step.json")["summary"]
-    assert summary["samples"] == {"in": 60, "packed": 60, "rejected": 0, "overlong": 0, "rejects_by_reason": {}}
+    assert summary["samples"] == {
+        "in": 60,
+        "packed": 60,
+        "rejected": 0,
+        "overlong": 0,
+        "rejects_by_reason": {},
+    }
     assert summary["packs"]["fill"] == packs["tokens"] / (packs["packs"] * 512)
     assert summary["packs"]["sequence_length"] == 512
 
@@ -68,7 +78,9 @@ def test_stage_figures(finished: PipelineFolders) -> None:
         assert stage["hfu"] > stage["mfu"]
         assert stage["seconds"] == pytest.approx(seconds)
         assert (stage["skipped"], stage["resumed"]) == (0, 0)
-    data = sum(read_json(finished.root / name / "step.json")["seconds"] for name in ("corpus", "heldout", "packs"))
+    data = sum(
+        read_json(finished.root / name / "step.json")["seconds"] for name in ("corpus", "heldout", "packs")
+    )
     trained = sum(stage["seconds"] for stage in summary["stages"].values())
     assert summary["seconds"] == pytest.approx(data + trained + 2 * 3.5)
 
@@ -78,7 +90,9 @@ def test_time_before_a_resume_counts(copied: PipelineFolders) -> None:
     write_stage(copied.root, "stage2", 30, 0.9, 0.3, resumed=12)
     stage = build_summary(copied)["stages"]["stage2"]
     assert stage["resumed"] == 12
-    assert stage["seconds"] == pytest.approx(sum(row["step_seconds"] for row in rows_of(copied.stages["stage2"])))
+    assert stage["seconds"] == pytest.approx(
+        sum(row["step_seconds"] for row in rows_of(copied.stages["stage2"]))
+    )
 
 
 def test_rejects_are_named(copied: PipelineFolders) -> None:
@@ -176,4 +190,6 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 
 def test_commands_name_the_run() -> None:
     assert make_command("resume", Path("runs/demo/stage2")) == "make resume RUN=demo/stage2"
-    assert make_command("export", Path("/data/runs/first")) == ".venv/bin/python -m jobs export /data/runs/first"
+    assert (
+        make_command("export", Path("/data/runs/first")) == ".venv/bin/python -m jobs export /data/runs/first"
+    )

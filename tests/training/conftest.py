@@ -36,10 +36,16 @@ def data_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_recipe(data_values: dict[str, Any], tmp_path: Path) -> Callable[..., Recipe]:
+def make_recipe(recipe_values: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Recipe]:
+    """As `recipe_values`, with run folders below the test's own folder."""
+    return lambda output="run", **changes: recipe_values(str(tmp_path / output), **changes)
+
+
+@pytest.fixture(scope="session")
+def recipe_values(data_values: dict[str, Any]) -> Callable[..., Recipe]:
     """A tiny FP32 recipe; keyword arguments replace whole sections or values of `train`."""
 
-    def make(output: str = "run", **changes: Any) -> Recipe:
+    def make(output: str, **changes: Any) -> Recipe:
         train = {
             "precision": "fp32",
             "global_batch_size": 2,
@@ -50,7 +56,7 @@ def make_recipe(data_values: dict[str, Any], tmp_path: Path) -> Callable[..., Re
         }
         values: dict[str, Any] = {
             "name": "test",
-            "output": str(tmp_path / output),
+            "output": output,
             "model": {"preset": "tiny"},
             "data": dict(data_values),
             "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "eps": 1e-8},

@@ -20,10 +20,10 @@ import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed._shard._utils import _create_file_view
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from onevision.errors import DataError, InputError, OneVisionError, StorageError
 from onevision.files import read_json
@@ -139,7 +139,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self.info: dict[str, TensorInfo] = {}
         self.files: list[Path] = []
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         index = self.folder / INDEX_FILE
         if index.exists():
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -154,21 +154,23 @@ class SafetensorsFolder:
         if not path.exists():
             raise InputError(f"{path} does not exist, but {INDEX_FILE} names it: the download is not complete")
         try:
-            file = safe_open(str(path), framework="pt")
-            for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                entry = file.get_slice(name)
-                dtype = DTYPE_OF.get(entry.get_dtype())
-                if dtype is None:
-                    raise InputError(f"{path}: tensor {name} is {entry.get_dtype()}, not one of {', '.join(DTYPE_OF)}")
-                self.info[name] = TensorInfo(tuple(entry.get_shape()), dtype)
-                self._file_of[name] = file
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    entry = file.get_slice(name)
+                    kind = entry.get_dtype()
+                    if kind not in DTYPE_OF:
+                        raise InputError(f"{path}: tensor {name} is {kind}, not one of {', '.join(DTYPE_OF)}")
+                    self.info[name] = TensorInfo(tuple(entry.get_shape()), DTYPE_OF[kind])
+                    self._file_of[name] = path
         except SafetensorError as error:
             raise DataError(f"{path} is not a complete safetensors file: {error}") from None
         self.files.append(path)
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU."""
-        return self._file_of[name].get_tensor(name)
+        # Opened for each tensor: a file that stays open keeps in memory what was ever read from it.
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return file.get_tensor(name)
 
 
 def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:

@@ -191,7 +191,7 @@ def _start(loader: DataLoader) -> Iterator[list[PackedBatch] | OneVisionError]:
 
 
 def _follow(parent: int) -> None:
-    """End this worker when its parent says so or is dead, even while it writes to a pipe that nobody reads."""
+    """End this worker when its parent says so or is dead, even while it writes to a pipe nobody reads."""
 
     def watch() -> None:
         while os.getppid() == parent:

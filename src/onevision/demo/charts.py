@@ -101,17 +101,14 @@ def _bars(rng: np.random.Generator, count: int, heldout: bool) -> tuple[str, np.
 
 
 def _cells(rng: np.random.Generator, rows: int, columns: int, heldout: bool) -> tuple[str, np.ndarray]:
-    """Data set and whole values of one digit, int [rows, columns]; the first is evenly one of 0 to 9."""
-    corner = int(rng.integers(10))
-    while True:
-        name = str(rng.choice(list(LOADERS)))
-        values = _rows(name, heldout)
-        features = np.flatnonzero(values.max(axis=0) < 9.5)
-        if not len(features): continue
-        chosen = values[rng.integers(len(values), size=(rows, 1)), rng.choice(features, size=(1, columns))]
-        cells = np.round(chosen).astype(int)
-        if cells[0, 0] == corner:
-            return name, cells
+    """Data set and measured values rounded to one digit, int [rows, columns]; the first one is evenly spread."""
+    name = str(rng.choice(list(LOADERS)))
+    values = np.round(_rows(name, heldout)).astype(int)
+    values = values[:, values.max(axis=0) < 10]
+    row, feature = rng.permutation(np.argwhere(values == rng.choice(np.unique(values))))[0]
+    chosen_rows = np.append(row, rng.choice(len(values), size=rows - 1, replace=False))
+    features = np.append(feature, rng.integers(values.shape[1], size=columns - 1))
+    return name, values[np.ix_(chosen_rows, features)]
 
 
 def _chart(heights: np.ndarray, colours: list[tuple[int, int, int]], rng: np.random.Generator) -> Image.Image:

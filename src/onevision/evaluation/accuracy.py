@@ -19,7 +19,7 @@ from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.evaluation.generate import Prompt, generate
 from onevision.fingerprint import value_digest
 from onevision.model.device import Ranks, runtime_context, set_threads, start
-from onevision.model.presets import PATCH_VALUES
+from onevision.model.presets import PATCH_VALUES, PRESETS
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe, Recipe
 from onevision.steps import StepResult, run_step
@@ -119,6 +119,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
     """
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
     folder, content = checkpoint.find(checkpoint_path)
+    checkpoint.check_architecture(folder, content, PRESETS[recipe.model.preset])
     inputs = {
         "checkpoint": content["fingerprint"],
         "corpus": corpus.index.fingerprint,

@@ -95,9 +95,9 @@ def install() -> None:
             f"pip install megatron-core=={MEGATRON_VERSION}"
         )
     cpu = torch.device("cpu")
-    torch.cuda.current_device = lambda: cpu  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda *_, **__: None  # type: ignore[assignment]
-    torch.cuda.manual_seed = lambda seed: None  # type: ignore[assignment]
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.synchronize = lambda *_, **__: None
+    torch.cuda.manual_seed = lambda seed: None
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker

@@ -28,7 +28,7 @@ from onevision.model.attention import SegmentAttention
 class TorchNorm:
     """`torch.nn.LayerNorm` or `RMSNorm`, as `config.normalization` says, with Megatron's norm signature."""
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:  # type: ignore[misc]
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
         return norm(hidden_size, eps=eps, dtype=config.params_dtype)
 

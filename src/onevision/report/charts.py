@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 CURVE_POINTS = 700  # of one drawn curve; longer ones keep the lowest and highest value of each stretch
+ROUND = [1, 2, 2.5, 5, 10]  # distances between the marks of an axis, times a power of ten
 SMOOTHING = 0.05  # width of the smoothing window, as a share of the curve
 
 
@@ -47,19 +48,26 @@ def axis(
     if not high > low:
         high = low + (abs(low) or 1.0)
     if log:
-        marks = []
+        marks: list[float] = []
         for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
-            marks = [mark for mark in LogLocator(subs=steps).tick_values(low, high).tolist() if low <= mark <= high]
+            found = np.asarray(LogLocator(subs=steps).tick_values(low, high))
+            marks = found[(low <= found) & (found <= high)].tolist()
             if len(marks) <= count:
                 break
+        if len(marks) < 2:  # less than a decade, between two round numbers
+            marks = np.asarray(MaxNLocator(count - 1, steps=ROUND).tick_values(low, high)).tolist()
     else:
-        marks = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+        found = np.asarray(MaxNLocator(count, integer=whole, steps=ROUND).tick_values(low, high))
+        marks = found.tolist()
         if not whole:
             low, high = marks[0], marks[-1]
     shown = [mark for mark in marks if low * (1 - 1e-9) <= mark <= high * (1 + 1e-9)]
     places = _place(np.array(shown), low, high, log) if shown else np.zeros(0)
     return Axis(
-        low, high, log, [Tick(round(float(at), 2), form.format(mark)) for at, mark in zip(places, shown, strict=True)]
+        low,
+        high,
+        log,
+        [Tick(round(float(at), 2), form.format(mark)) for at, mark in zip(places, shown, strict=True)],
     )
 
 
@@ -78,19 +86,21 @@ def smooth(values: Sequence[float]) -> np.ndarray:
     return np.convolve(np.asarray(values, float), window, mode="same") / weights
 
 
-def path(x_axis: Axis, y_axis: Axis, x: Sequence[float], y: Sequence[float]) -> str:
-    """Path data of a curve in an SVG of 100 x 100 units, y pointing down."""
-    xs, ys = thin(np.asarray(x, float), np.asarray(y, float))
+def path(
+    x_axis: Axis, y_axis: Axis, x: Sequence[float], y: Sequence[float], limit: int = CURVE_POINTS
+) -> str:
+    """Path data of a curve of about `limit` points in an SVG of 100 x 100 units, y pointing down."""
+    xs, ys = thin(np.asarray(x, float), np.asarray(y, float), limit)
     points = zip(x_axis.place(xs), 100 - y_axis.place(ys), strict=True)
     return "M" + "L".join(f"{_number(px)} {_number(py)}" for px, py in points)
 
 
-def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `CURVE_POINTS` points, among them the lowest and the highest of every stretch."""
-    if len(x) <= CURVE_POINTS:
+def thin(x: np.ndarray, y: np.ndarray, limit: int = CURVE_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `limit` points, among them the lowest and the highest of every stretch."""
+    if len(x) <= limit:
         return x, y
     keep = {0, len(x) - 1}
-    for part in np.array_split(np.arange(len(x)), CURVE_POINTS // 2):
+    for part in np.array_split(np.arange(len(x)), limit // 2):
         keep |= {int(part[y[part].argmin()]), int(part[y[part].argmax()])}
     kept = sorted(keep)
     return x[kept], y[kept]
@@ -121,7 +131,9 @@ def histogram(counted: dict[str, list[float]], form: str, *, trim: bool = False)
     if trim and filled:
         edges, counts = edges[filled[0] : filled[-1] + 2], counts[filled[0] : filled[-1] + 1]
     highest = max(counts, default=0) or 1
-    labels = [f"{form.format(low)} – {form.format(high)}" for low, high in zip(edges, edges[1:], strict=False)]
+    labels = [
+        f"{form.format(low)} – {form.format(high)}" for low, high in zip(edges, edges[1:], strict=False)
+    ]
     bars = [Bar(round(100 * n / highest, 2), n, label) for n, label in zip(counts, labels, strict=True)]
     return Histogram(bars, axis(edges[0], edges[-1], form, count=5, whole=True).ticks, highest)
 

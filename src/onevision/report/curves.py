@@ -9,9 +9,11 @@ from typing import Any
 from onevision.model.presets import PRESETS
 from onevision.progress import duration
 from onevision.recipe import MODULES, Recipe
-from onevision.report.charts import Axis, Tick, axis, path, percent, smooth
+from onevision.report.charts import CURVE_POINTS, Axis, Tick, axis, path, percent, smooth
 from onevision.report.results import Stage
 from onevision.report.summary import stage_summary, total
+
+SMALL_POINTS = 240  # of a curve in a small chart
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def category_losses(stages: list[Stage]) -> tuple[list[CategoryLoss], Axis, list
                 continue
             x = [start + row["step"] for row in rows]
             y = [row["loss_by_category"][name] for row in rows]
-            curves.append(_curve(step_axis, loss_axis, x, y))
+            curves.append(_curve(step_axis, loss_axis, x, y, limit=SMALL_POINTS))
             last = float(smooth(y)[-1])
         found.append(CategoryLoss(name, curves, last))
     return found, loss_axis, [round(100 * end / ends[-1], 2) for end in ends[1:-1]]
@@ -134,7 +136,7 @@ def stage_table(stages: list[Stage]) -> list[tuple[str, list[str]]]:
         ("Waiting for data", lambda stage, _: percent(_share(stage, "data_seconds", "step_seconds"), 1)),
         ("Memory, highest", lambda stage, _: f"{max(row['memory_mb'] for row in stage.rows) / 1000:,.1f} GB"),
         ("Samples skipped", lambda _, summary: f"{summary['skipped']:,}"),
-        ("Continued after step", lambda _, summary: f"{summary['resumed']:,}" if summary["resumed"] else "–"),
+        ("Continued after step", lambda _, summary: f"{summary['resumed'] or '–'}"),
     ]
     summaries = [stage_summary(stage) for stage in stages]
     return [
@@ -185,11 +187,19 @@ def _strip(
     return Strip(title, unit, y_axis, curves, ends)
 
 
-def _curve(x_axis: Axis, y_axis: Axis, x: list[int], y: list[float], *, smoothed: bool = True) -> Curve:
+def _curve(
+    x_axis: Axis,
+    y_axis: Axis,
+    x: list[int],
+    y: list[float],
+    *,
+    smoothed: bool = True,
+    limit: int = CURVE_POINTS,
+) -> Curve:
     line = smooth(y)
     return Curve(
-        path(x_axis, y_axis, x, y),
-        path(x_axis, y_axis, x, line.tolist()) if smoothed else "",
+        path(x_axis, y_axis, x, y, limit),
+        path(x_axis, y_axis, x, line.tolist(), limit) if smoothed else "",
         f"{line[-1]:.2f}",
         round(float(y_axis.place(line[-1:])[0]), 2),
     )

@@ -13,9 +13,10 @@ from onevision.corpus.reader import CorpusReader
 from onevision.data.image import ImageError, decode_image, image_header
 from onevision.report.results import Evaluation, Results
 
-SHOWN = 6  # examples a category
-INLINE_BYTES = 64 << 10  # a larger image is shown as a smaller copy
-INLINE_SIDE = 480  # pixels
+SHOWN = 6  # examples a category, fewer when there are many categories
+ALL_SHOWN = 60
+INLINE_BYTES = 24 << 10  # a larger image is shown as a smaller copy
+INLINE_SIDE = 280  # pixels
 BROWSER_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "gif": "image/gif"}
 TEXT_LIMIT = 280  # characters
 
@@ -62,10 +63,11 @@ def example_groups(results: Results) -> list[Group]:
         return []
     corpus = results.heldout_corpus
     before = _outputs(results.before)
+    count = max(2, min(SHOWN, ALL_SHOWN // max(len(results.after.categories), 1)))
     groups = []
     for category in results.after.categories:
         answers = [answer for answer in results.after.answers if answer["category"] == category]
-        chosen = choose(answers, [_images(answer, corpus) for answer in answers], SHOWN)
+        chosen = choose(answers, [_images(answer, corpus) for answer in answers], count)
         groups.append(
             Group(
                 category,
@@ -152,7 +154,9 @@ def _example(answer: dict[str, Any], corpus: CorpusReader | None, output_before:
         asked = users[: answer["turn"] + 1]
         used = sum(part.type == "image" for message in asked for part in message.content)
         pictures = [shown for image in record.images[:used] if (shown := picture(image))]
-        earlier = [(_cut(user.text.strip()), _cut(reply)) for user, reply in zip(asked[:-1], replies, strict=False)]
+        earlier = [
+            (_cut(user.text.strip()), _cut(reply)) for user, reply in zip(asked[:-1], replies, strict=False)
+        ]
     return Example(
         id=answer["id"],
         language=answer["language"],

@@ -48,7 +48,9 @@ def _draw_accuracy(figure: Figure, rows: list[Accuracy], overall: dict[str, floa
         if row.chance is not None:
             axes.vlines(row.chance, place - 0.42, place + 0.42, color="white", linewidth=4.5)
             axes.vlines(row.chance, place - 0.42, place + 0.42, color=INK, linewidth=2)
-        axes.text(1.02, place + 0.06, percent(row.after), color=INK, fontsize=10, fontweight="bold", va="center")
+        axes.text(
+            1.02, place + 0.06, percent(row.after), color=INK, fontsize=10, fontweight="bold", va="center"
+        )
     axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], color=INK, fontsize=9.5)
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -60,8 +62,14 @@ def _draw_accuracy(figure: Figure, rows: list[Accuracy], overall: dict[str, floa
         if overall["before"] is not None:
             title += f", {percent(overall['before'])} before"
     figure.text(0.012, 0.93, title, fontsize=13, fontweight="bold", color=INK)
-    for x, color, text in ((0.012, AFTER, "after training"), (0.135, BEFORE, "before"), (0.215, INK, "chance")):
-        figure.text(x, 0.855, "|" if text == "chance" else "\N{BLACK SQUARE}", color=color, fontsize=11, weight="bold")
+    for x, color, text in (
+        (0.012, AFTER, "after training"),
+        (0.135, BEFORE, "before"),
+        (0.215, INK, "chance"),
+    ):
+        figure.text(
+            x, 0.855, "|" if text == "chance" else "\N{BLACK SQUARE}", color=color, fontsize=11, weight="bold"
+        )
         figure.text(x + 0.017, 0.859, text, color=SOFT, fontsize=9)
 
 
@@ -90,7 +98,13 @@ def _draw_loss(figure: Figure, stages: list[Stage]) -> None:
         axes.set_xticks([x[-1]], [f"{x[-1]:,} step" + "s" * (x[-1] > 1)])
         axes.get_xticklabels()[0].set_horizontalalignment("right")
         axes.text(
-            x[-1], line[-1] * 1.12, f"{line[-1]:.2f}", color=AFTER, fontsize=9.5, fontweight="bold", ha="right"
+            x[-1],
+            line[-1] * 1.12,
+            f"{line[-1]:.2f}",
+            color=AFTER,
+            fontsize=9.5,
+            fontweight="bold",
+            ha="right",
         )
         figure.text(left, 0.855, stage_title(stage.name), fontsize=9.5, color=INK)
         if number:

@@ -57,7 +57,11 @@ def write_report(pipeline: PipelineFolders, output: str | Path | None = None) ->
 def render(results: Results, summary: dict[str, Any]) -> str:
     """The page as HTML."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["share"] = percent
     environment.filters["width"] = lambda value: f"{100 * value:.2f}"
@@ -114,14 +118,18 @@ def _facts(results: Results, summary: dict[str, Any]) -> list[tuple[str, str]]:
     if hardware:
         device = "CPU" if hardware["device"] == "CPU" else f"{hardware['world_size']} x {hardware['device']}"
         facts.append(("Hardware", f"{device}, {hardware['processor']}, {hardware['cores']} cores"))
-        software = [f"{name} {versions[name]}" for name in ("python", "torch", "megatron-core") if name in versions]
+        software = [
+            f"{name} {versions[name]}" for name in ("python", "torch", "megatron-core") if name in versions
+        ]
         commit = [f"commit {summary['commit'][:12]}"] if summary["commit"] else []
         facts.append(("Software", ", ".join(software + commit)))
     return facts
 
 
 def _above_chance(summary: dict[str, Any]) -> str:
-    scored = [entry for entry in summary["categories"].values() if None not in (entry["after"], entry["chance"])]
+    scored = [
+        entry for entry in summary["categories"].values() if None not in (entry["after"], entry["chance"])
+    ]
     above = sum(entry["after"] > entry["chance"] for entry in scored)
     return f"Above that in {above} of {len(scored)} categories." if scored else ""
 

@@ -78,12 +78,12 @@ class Results:
     @cached_property
     def training_corpus(self) -> CorpusReader | None:
         """The corpus, opened."""
-        return self._open(self.folders.corpus) if self.corpus else None
+        return self._open("corpus", self.folders.corpus) if self.corpus else None
 
     @cached_property
     def heldout_corpus(self) -> CorpusReader | None:
         """The held-out corpus, opened."""
-        return self._open(self.folders.heldout) if self.heldout else None
+        return self._open("held-out corpus", self.folders.heldout) if self.heldout else None
 
     @cached_property
     def chance(self) -> dict[str, float]:
@@ -100,11 +100,11 @@ class Results:
             self.notes.append(f"chance levels: {error}")
             return {}
 
-    def _open(self, folder: Path) -> CorpusReader | None:
+    def _open(self, what: str, folder: Path) -> CorpusReader | None:
         try:
             return CorpusReader(folder)
         except OneVisionError as error:
-            self.notes.append(str(error))
+            self.notes.append(f"{what}: {error}")
             return None
 
 
@@ -135,10 +135,8 @@ def read_results(folders: PipelineFolders) -> Results:
 
 def make_command(target: str, folder: Path) -> str:
     """The command line that runs a job on a run folder."""
-    parts = folder.parts
-    if "runs" in parts[:-1]:
-        at = len(parts) - 1 - parts[::-1].index("runs")
-        return f"make {target} RUN={'/'.join(parts[at + 1 :])}"
+    if folder.parts[0] == "runs":
+        return f"make {target} RUN={folder.relative_to('runs')}"
     return f".venv/bin/python -m jobs {target} {folder}"
 
 
@@ -179,7 +177,14 @@ def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
             f"continue it with: {make_command('resume', folder)}"
         )
     return Stage(
-        name, folder, recipe, rows, summary, environment, lineage.get("inputs", {}), lineage.get("fingerprint", "")
+        name,
+        folder,
+        recipe,
+        rows,
+        summary,
+        environment,
+        lineage.get("inputs", {}),
+        lineage.get("fingerprint", ""),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from onevision.files import write_json
@@ -156,7 +155,9 @@ def _packs(results: Results) -> dict[str, Any] | None:
     if results.packs is None:
         return None
     summary = results.packs["summary"]
-    return {key: summary[key] for key in PACKS} | {"sequence_length": results.packs["inputs"]["sequence_length"]}
+    return {key: summary[key] for key in PACKS} | {
+        "sequence_length": results.packs["inputs"]["sequence_length"]
+    }
 
 
 def _samples(results: Results) -> dict[str, Any] | None:

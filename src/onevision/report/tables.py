@@ -99,7 +99,9 @@ def category_table(results: Results) -> list[dict[str, Any]]:
             "tokens": summary["tokens_per_category"][name],
             "heldout": held_out.get(name, 0),
         }
-        for name, samples in sorted(summary["samples_by_category"].items(), key=lambda item: (-item[1], item[0]))
+        for name, samples in sorted(
+            summary["samples_by_category"].items(), key=lambda item: (-item[1], item[0])
+        )
     ]
 
 
@@ -164,7 +166,13 @@ def lineage(results: Results) -> list[Lineage]:
             add(name, folder, record["summary"]["fingerprint"], made_from, record["seconds"])
     if results.packs:
         made_from = f"corpus {results.packs['inputs']['corpus'][:12]}"
-        add("Packs", folders.packs, results.packs["summary"]["fingerprint"], made_from, results.packs["seconds"])
+        add(
+            "Packs",
+            folders.packs,
+            results.packs["summary"]["fingerprint"],
+            made_from,
+            results.packs["seconds"],
+        )
     if results.start:
         add("Start weights", folders.stage0, results.start_fingerprint, "", None)
     for stage in results.stages:

@@ -65,6 +65,8 @@ def verify(folder: Path) -> dict[str, Any]:
         content = read_json(folder / CHECKPOINT_FILE)
     except InputError as error:
         raise DataError(str(error)) from None
+    if content.get("fingerprint") != _fingerprint(content):
+        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
     for name, entry in content["files"].items():
         path = folder / name
         if not path.exists():
@@ -75,6 +77,10 @@ def verify(folder: Path) -> dict[str, Any]:
         if file_digest(path) != entry["digest"]:
             raise DataError(f"{path} was altered: its digest is not that of {CHECKPOINT_FILE}")
     return content
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return value_digest({key: value for key, value in content.items() if key != "fingerprint"})
 
 
 def newest(run: str | Path) -> tuple[Path, dict[str, Any]] | None:
@@ -228,10 +234,9 @@ class Checkpointer:
             content = {
                 "step": step,
                 "architecture": asdict(self.architecture),
-                "fingerprint": value_digest(files),
                 "files": files,
             }
-            write_json(temporary / CHECKPOINT_FILE, content)
+            write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
             _sync(temporary)
             if folder.exists():  # an older, broken one of the same step
                 shutil.rmtree(folder)

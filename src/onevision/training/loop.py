@@ -105,6 +105,8 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
     if start_from is not None:
         inputs["init_from"] = start_from[1]["fingerprint"]
     architecture = PRESETS[recipe.model.preset]
+    if start_from is not None:
+        checkpoint.check_architecture(*start_from, architecture)
     if tokenizer.vocab_size > architecture.language.vocab_size:
         raise InputError(
             f"{recipe.data.tokenizer} has {tokenizer.vocab_size} tokens and model {architecture.name} has room for "

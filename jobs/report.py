@@ -1,0 +1,44 @@
+"""The report of one run, or of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.arguments import parse, run_recipe
+from jobs.cluster import launch
+from jobs.train import quiet
+from onevision.recipe import Recipe
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs report RUN
+
+    Writes RUN/report.html and RUN/summary.json: curves, throughput, packs, and the answers of its last evaluation.
+    """
+    path, overrides, _ = parse(arguments, "report", "run folder")
+    recipe = run_recipe(path, overrides)
+    report = launch("report", report_here, recipe, path, log_folder=path / "log")
+    print(f"open {report}")
+    return 0
+
+
+def report_here(recipe: Recipe, run: Path) -> Path:
+    """The report job itself."""
+    quiet()
+    from onevision.report.report import write_report
+    from onevision.report.results import PipelineFolders
+    from onevision.report.summary import write_summary
+
+    start = Path(recipe.train.init_from) if recipe.train.init_from else run
+    folders = PipelineFolders(
+        root=run,
+        corpus=Path(recipe.data.corpus),
+        heldout=Path(recipe.evaluation.corpus),
+        packs=Path(recipe.data.packs),
+        stage0=start,
+        stages={recipe.stage: run},
+        before=start / "evaluation",
+        after=run / "evaluation",
+    )
+    write_summary(folders)
+    return write_report(folders)
