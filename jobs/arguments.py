@@ -8,7 +8,9 @@ from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
 
-def parse(arguments: list[str], job: str, what: str, own: tuple[str, ...] = ()) -> tuple[Path, list[str], dict[str, str]]:
+def parse(
+    arguments: list[str], job: str, what: str, own: tuple[str, ...] = ()
+) -> tuple[Path, list[str], dict[str, str]]:
     """The one path, the recipe overrides, and the job's `own` settings (names that are not the recipe's).
 
     Raises:

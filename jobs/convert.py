@@ -1,4 +1,4 @@
-"""The conversion jobs: Hugging Face directories to a stage-0 checkpoint, and any checkpoint to a Hugging Face directory."""
+"""The conversion jobs: Hugging Face directories to a stage-0 checkpoint, and any checkpoint to such a directory."""
 
 from __future__ import annotations
 

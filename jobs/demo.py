@@ -78,10 +78,9 @@ def make_before(recipe: Recipe) -> None:
 def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
     """The answers after training, the export, the summary and the report."""
     quiet()
-    from onevision.report.report import write_report
-
     from onevision.convert.exporting import export
     from onevision.evaluation.accuracy import evaluate
+    from onevision.report.report import write_report
     from onevision.report.summary import PipelineFolders, write_summary
 
     evaluate(recipe, recipe.output, root / "after")

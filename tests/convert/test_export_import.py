@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -186,6 +187,26 @@ def test_an_export_is_skipped_when_nothing_changed(trained: Path, exported: Path
     wider = replace(data, max_pixels=data.max_pixels * 2)
     other = export(trained, wider, exported.with_name("wider"), shard_bytes=2_000_000)
     assert not other.skipped and other.summary["architecture"] == "tiny" and other.summary["step"] == 30
+
+
+def test_files_of_the_tokenizer_are_taken_along(trained: Path, data: DataRecipe, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data.tokenizer, tmp_path / "tokenizer"))
+    own = {"merges.txt": "a b\n", "tokenizer_config.json": "{}", "modeling_llavaonevision1_5.py": "MODEL = 1\n"}
+    for name, text in own.items():
+        (folder / name).write_text(text)
+    (folder / "README.md").write_text("not a part of a model\n")
+    target = export(trained, replace(data, tokenizer=str(folder)), tmp_path / "hf").folder
+    for name, text in own.items():
+        assert (target / name).read_text() == text
+    assert not (target / "README.md").exists()
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(trained: Path, data: DataRecipe, tmp_path: Path) -> None:
+    fast = FastTokenizer.from_file(f"{data.tokenizer}/tokenizer.json")
+    fast.add_tokens([f"word{number}" for number in range(2048)])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=f"tokens, the model of .* has {TINY.language.vocab_size}: name the tokenizer"):
+        export(trained, replace(data, tokenizer=str(tmp_path)), tmp_path / "hf")
 
 
 def test_exporting_needs_a_checkpoint_and_its_tokenizer(trained: Path, data: DataRecipe, tmp_path: Path) -> None:

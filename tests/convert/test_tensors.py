@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from onevision.convert.tensors import (
 )
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import runtime_context
-from onevision.training.checkpoint import CONTENT
+from onevision.training.checkpoint import CONTENT, load_model
 from tests.model.common import checkpoint_tensors, random_model
 
 SHAPES = {"a": (3, 5), "b": (7,), "c.weight": (1, 2, 3), "d": (4, 4)}
@@ -153,7 +154,6 @@ def test_megatron_loads_what_was_written(device: torch.device, tmp_path: Path) -
     model = random_model(seed=2)
     assert not torch.equal(model.vision.class_embedding, source["vision.class_embedding"])
     with runtime_context(device):
-        state = {"model": model.sharded_state_dict(metadata=CONTENT)}
-        model.load_state_dict(dist_checkpointing.load(state, str(tmp_path))["model"])
+        load_model(tmp_path, {"architecture": asdict(model.architecture)}, model)
     for key, tensor in checkpoint_tensors(model).items():
         assert torch.equal(tensor, source[key]), key

@@ -228,7 +228,7 @@ def test_parts_that_do_not_belong_together_are_refused(data: DataRecipe) -> None
     assert str(caught.value) == (
         f"{data.packs}/packs.h5 was made with max_pixels=60000, this run has 50000: run `make pack` again"
     )
-    with pytest.raises(InputError, match="global_batch_size=6 is not a multiple of train.micro_batch_size=2 x 2"):
+    with pytest.raises(InputError, match="batch_size=6 is not a multiple of train.micro_batch_size=2 x 2"):
         loader_of(data, global_batch_size=6, micro_batch_size=2, dp_size=2)
     with pytest.raises(InputError, match="rank 2 is not one of 2"):
         loader_of(data, dp_rank=2, dp_size=2)

@@ -1,15 +1,42 @@
-"""A batch that crosses to another process is the same batch, and its patches do not go through the pipe."""
+"""What a process sends over a channel arrives whole and in order, also after the sender has died."""
 
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing.reduction import ForkingPickler
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from onevision.data.batch import PackedBatch
-from onevision.data.transport import Parcel
+from onevision.data.transport import receive, send
+from onevision.errors import DataError
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Both ends."""
+
+    ours: socket.socket
+    theirs: socket.socket
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    """A channel between two processes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Channel(ours, theirs)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def batch_of(patches: int) -> PackedBatch:
@@ -33,35 +60,39 @@ def batch_of(patches: int) -> PackedBatch:
     )
 
 
-def assert_same(one: PackedBatch, other: PackedBatch) -> None:
-    for name, value in vars(one).items():
-        found = getattr(other, name)
-        if torch.is_tensor(value):
-            assert value.dtype == found.dtype and torch.equal(value, found), name
-        else:
-            assert value == found, name
+def test_what_a_process_sent_before_it_was_killed_arrives_in_order(channel: Channel) -> None:
+    sizes = [4000, 0, 4]
 
+    def work() -> None:
+        for size in sizes:
+            send([batch_of(size)], channel.theirs)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-@pytest.mark.parametrize("patches", [0, 4, 4000])
-def test_a_batch_arrives_as_it_was(patches: int) -> None:
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    hold = context.Event()  # the sender lives until the receiver has the memory
-
-    def send() -> None:
-        queue.put([Parcel(batch_of(patches))])
-        hold.wait(60)
-
-    sender = context.Process(target=send)
+    sender = multiprocessing.get_context("fork").Process(target=work)
     sender.start()
-    (batch,) = queue.get(timeout=60)
-    hold.set()
     sender.join(60)
-    assert isinstance(batch, PackedBatch)
-    assert_same(batch_of(patches), batch)  # also after the sender has ended
-    batch.patches.add_(1)  # it is the receiver's own
+    assert sender.exitcode == -signal.SIGKILL
+    open_before = open_files()
+    for size in sizes:
+        (batch,) = receive(channel.ours)
+        for name, value in vars(batch_of(size)).items():
+            found = getattr(batch, name)
+            if torch.is_tensor(value):
+                assert value.dtype == found.dtype and torch.equal(value, found), name
+            else:
+                assert value == found, name
+        batch.patches.add_(1)  # the receiver may write to its batch
+    assert open_files() == open_before
 
 
-def test_patches_do_not_go_through_the_pipe() -> None:
-    sent = len(ForkingPickler.dumps(Parcel(batch_of(4000))))
-    assert sent < 20_000 < 4000 * 588 * 4
+def test_errors_travel_too(channel: Channel) -> None:
+    send(DataError("shard.tar at byte 9: gone"), channel.theirs)
+    error = receive(channel.ours)
+    assert type(error) is DataError and str(error) == "shard.tar at byte 9: gone"
+
+
+def test_the_channel_itself_carries_next_to_nothing(channel: Channel) -> None:
+    channel.theirs.setblocking(False)  # so that a full buffer would fail, not wait
+    for _ in range(20):
+        send(np.zeros(1_000_000), channel.theirs)
+    assert sum(len(receive(channel.ours)) for _ in range(20)) == 20_000_000

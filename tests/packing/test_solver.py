@@ -75,7 +75,7 @@ def test_patterns_use_up_the_histogram() -> None:
 
 
 def llava_like(samples: int, seed: int = 0) -> np.ndarray:
-    """The published histogram: 75 % below 1,024 tokens, 20 % below 2,048, the rest to 8,187, none below 36."""
+    """The published histogram: 75 % below 1,024 tokens, 20 % below 2,048, the rest to 8,187."""
     rng = np.random.default_rng(seed)
     short = rng.lognormal(5.9, 0.5, samples).clip(36, 1023)
     middle = rng.integers(1024, 2048, samples)

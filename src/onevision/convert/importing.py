@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from onevision.model.onevision import adapter_config, language_config, vision_co
 from onevision.model.presets import PRESETS, Architecture
 from onevision.model.specs import TORCH
 from onevision.progress import Progress
-from onevision.recipe import Recipe, recipe_dict, save_recipe
+from onevision.recipe import Recipe, save_recipe
 from onevision.steps import StepResult, run_step
-from onevision.training.checkpoint import Checkpointer, step_folder
+from onevision.training.checkpoint import commit, step_folder
 from onevision.training.optimizer import precision_dtype
 
 # Tensors of a RICE-ViT directory that have no place in this model, behind its prefix.
@@ -131,7 +131,9 @@ def _inputs(recipe: Recipe, **sources: SafetensorsFolder) -> dict[str, Any]:
             name: {path.name: file_digest(path) for path in (source.folder / "config.json", *source.files)}
             for name, source in sources.items()
         },
-        "recipe": recipe_dict(recipe),
+        "architecture": asdict(PRESETS[recipe.model.preset]),
+        "precision": recipe.train.precision,
+        "seed": recipe.seed,
     }
 
 
@@ -148,7 +150,6 @@ def _write_run(
     require_space(target, total)
     folder = step_folder(target, 0)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    checkpointer = Checkpointer(target, architecture, keep=1, asynchronous=False)
     temporary.mkdir(parents=True)
     with Progress("import", total=len(info), unit="tensors") as progress:
 
@@ -157,7 +158,7 @@ def _write_run(
             return reads[key]()
 
         write_megatron(temporary, info, read)
-    checkpointer._commit(temporary, folder, 0)
+    commit(temporary, target, 0, architecture, keep=1)
     save_recipe(recipe, target / "recipe.yaml")
     return {
         "architecture": architecture.name,

@@ -108,11 +108,6 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
     state: dict[str, Any] = {
         key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in info.items()
     }
-    for key in info:
-        module, _, name = key.rpartition(".")
-        if name == "weight" and ".linear_" in module:
-            # Megatron's linear layers ask for this entry when they are loaded, and have nothing to keep in it.
-            state[f"{module}._extra_state/shard_0_1"] = [None]
     # One file a tensor: the writer keeps what it has written to a file in memory until the file is complete.
     writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
     try:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from onevision.corpus.reader import CorpusReader
 from onevision.data.batch import PackedBatch, Sample, assemble
@@ -23,7 +25,7 @@ from onevision.data.image import MERGE, PATCH_VALUES, ImageError, image_patches,
 from onevision.data.schedule import deal, pack_ids
 from onevision.data.template import encode
 from onevision.data.tokenizer import Tokenizer
-from onevision.data.transport import Parcel
+from onevision.data.transport import receive, send
 from onevision.errors import DataError, InputError, OneVisionError
 from onevision.recipe import DataRecipe
 
@@ -103,8 +105,9 @@ class PackLoader:
             yield from map(self.batches, steps)
             return
         parent = os.getpid()
+        channels = [socket.socketpair() for _ in range(self.data.workers)]
         loader = DataLoader(
-            _Steps(self),
+            _Steps(self, [theirs for _, theirs in channels]),
             batch_size=None,
             sampler=steps,
             num_workers=self.data.workers,
@@ -113,7 +116,8 @@ class PackLoader:
             generator=torch.Generator(),  # DataLoader draws a number; not from the stream of the training
         )
         try:
-            for result in _start(loader):
+            for worker in _start(loader):
+                result = receive(channels[worker][0])
                 if isinstance(result, OneVisionError):
                     raise result
                 yield result
@@ -123,6 +127,9 @@ class PackLoader:
             raise OneVisionError(
                 f"{error}: if memory ran out, lower data.workers={self.data.workers}"
             ) from None
+        finally:
+            for channel in chain(*channels):
+                channel.close()
 
     def _batch(self, packs: list[int]) -> PackedBatch:
         samples = [[self._sample(row) for row in self.packs.samples_of(pack)] for pack in packs]
@@ -162,19 +169,26 @@ class PackLoader:
 
 
 class _Steps(Dataset):
-    """Steps as a dataset; an error for the user is a value, because torch would wrap it in a traceback."""
+    """Steps as a dataset: sends the batches of a step over the worker's channel and returns its number.
 
-    def __init__(self, loader: PackLoader) -> None:
-        self.loader = loader
+    An error for the user is sent in place of the batches, because torch would wrap it in a traceback.
+    """
 
-    def __getitem__(self, step: int) -> list[Parcel] | OneVisionError:
+    def __init__(self, loader: PackLoader, channels: list[socket.socket]) -> None:
+        self.loader, self.channels = loader, channels
+
+    def __getitem__(self, step: int) -> int:
+        result: list[PackedBatch] | OneVisionError
         try:
-            return [Parcel(batch) for batch in self.loader.batches(step)]
+            result = self.loader.batches(step)
         except OneVisionError as error:
-            return error
+            result = error
+        worker = get_worker_info().id
+        send(result, self.channels[worker])
+        return worker
 
 
-def _start(loader: DataLoader) -> Iterator[list[PackedBatch] | OneVisionError]:
+def _start(loader: DataLoader) -> Iterator[int]:
     """Start the workers so that signals stay the parent's business.
 
     Workers inherit the mask for good: a signal to the whole job does not end them. Torch's handler of SIGCHLD

@@ -1,46 +1,28 @@
-"""A batch's way from a worker to the training process: small arrays through a pipe, patches by reference.
+"""From a worker to the training process: objects in anonymous memory files, passed on through a socket.
 
-The patches lie in an anonymous memory file. A pipe would copy tens of megabytes in both processes, and the
-shared memory that torch uses, /dev/shm, is as small as 64 MB in many containers.
+A pipe would hand tens of megabytes over in small pieces, and the shared memory that torch uses, /dev/shm, is
+as small as 64 MB in many containers. What was sent arrives even when the sender has died since.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Callable
-from multiprocessing.reduction import DupFd
+import pickle
+import socket
 from typing import Any
 
-import numpy as np
-import torch
 
-from onevision.data.batch import PackedBatch
-
-
-class Parcel:
-    """Sent to another process by `multiprocessing`, it arrives there as the `PackedBatch`, once."""
-
-    def __init__(self, batch: PackedBatch) -> None:
-        self.batch = batch
-
-    def __reduce__(self) -> tuple[Callable[..., PackedBatch], tuple[Any, ...]]:
-        values = vars(self.batch).items()
-        arrays = {name: value.numpy() for name, value in values if isinstance(value, torch.Tensor)}
-        others = {name: value for name, value in values if name not in arrays}
-        patches = arrays.pop("patches")
-        with os.fdopen(os.memfd_create("patches"), "wb") as file:
-            file.write(patches)
-            return _arrive, (others, arrays, DupFd(file.fileno()), patches.shape)
+def send(value: Any, channel: socket.socket) -> None:
+    """Send an object over a Unix socket."""
+    with os.fdopen(os.memfd_create("batches"), "wb") as file:
+        pickle.dump(value, file, protocol=5)  # writes arrays without a copy
+        file.flush()
+        socket.send_fds(channel, [b"."], [file.fileno()])
 
 
-def _arrive(
-    others: dict[str, Any], arrays: dict[str, np.ndarray], handle: Any, shape: tuple[int, int]
-) -> PackedBatch:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with os.fdopen(handle.detach(), "r+b") as file:
-        if shape[0]:
-            patches = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.float32).view(shape)
-        else:  # an empty file cannot be mapped
-            patches = torch.zeros(shape)
-    return PackedBatch(**others, **tensors, patches=patches)
+def receive(channel: socket.socket) -> Any:
+    """The object that was sent first of those that were not yet received."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    with os.fdopen(descriptors[0], "rb") as file:
+        file.seek(0)  # the place in the file is shared with the sender
+        return pickle.load(file)

@@ -42,42 +42,39 @@ BARS = {"en": ("How many bars are there?",), "zh": ("图中有几根柱子?",)}
 
 ROWS = {"en": ("How many rows does the table have?",), "zh": ("表格有几行?",)}
 COLUMNS = {"en": ("How many columns does the table have?",), "zh": ("表格有几列?",)}
-CORNER = {"en": ("Which number is in the top left cell?",), "zh": ("左上角的数是几?",)}
+CORNER = {"en": ("Which number is in the first cell?",), "zh": ("第一格的数是几?",)}
+MOST = {"en": ("Which number in the table is the largest?",), "zh": ("表格里最大的数是几?",)}
 
 
 def charts_record(draw: Draw) -> Record:
-    """A bar chart of two to four bars: the tallest, the outer ones, how many."""
+    """One to three bar charts of two to four bars: the tallest, how many."""
     rng = draw.rng()
-    count = 2 + draw.index % 3
-    name, heights = _bars(rng, count, draw.heldout)
-    colours = rng.permutation(len(RGB))[:count]
-    image = (png(_chart(heights, [RGB[i] for i in colours], rng)),)
-    names = [COLOURS[draw.language][i] for i in colours]
-    questions = [
-        (draw.phrase(TALLEST), names[int(np.argmax(heights))]),
-        (draw.phrase(LEFT), names[0]),
-        (draw.phrase(RIGHT), names[-1]),
-        (draw.phrase(BARS), str(count)),
-    ]
-    asked = rng.permutation(len(questions))[: int(rng.integers(1, 4))]
-    turns = [Turn(image if i == 0 else (), *questions[k]) for i, k in enumerate(asked)]
-    return draw.record(turns, [ORIGINS[name]])
+    turns, origins = [], []
+    for number in range(draw.items()):
+        count = 2 + draw.index % 3 if number == 0 else int(rng.integers(2, 5))
+        name, heights = _bars(rng, count, draw.heldout)
+        colours = rng.permutation(len(RGB))[:count]
+        image = png(_chart(heights, [RGB[i] for i in colours], rng))
+        if rng.random() < 0.5:
+            turns.append(Turn((image,), draw.phrase(TALLEST), COLOURS[draw.language][colours[int(np.argmax(heights))]]))
+        else:
+            turns.append(Turn((image,), draw.phrase(BARS), str(count)))
+        origins.append(ORIGINS[name])
+    return draw.record(turns, origins)
 
 
 def tables_record(draw: Draw) -> Record:
-    """A small table of measured values: its rows, its columns, its first number."""
+    """One to three small tables of measured values: rows, columns, the first or the largest number."""
     rng = draw.rng()
-    rows, columns = 1 + draw.index % 4, 1 + draw.index // 4 % 4
-    name, values = _cells(rng, rows, columns, draw.heldout)
-    image = (png(_table(values, rng)),)
-    questions = [
-        (draw.phrase(ROWS), str(rows)),
-        (draw.phrase(COLUMNS), str(columns)),
-        (draw.phrase(CORNER), str(values[0, 0])),
-    ]
-    asked = rng.permutation(len(questions))[: int(rng.integers(1, 4))]
-    turns = [Turn(image if i == 0 else (), *questions[k]) for i, k in enumerate(asked)]
-    return draw.record(turns, [ORIGINS[name]])
+    turns, origins = [], []
+    for number in range(draw.items()):
+        rows, columns = int(rng.integers(2, 4)), int(rng.integers(2, 4))
+        name, values = _cells(rng, rows, columns, draw.heldout)
+        answers = ((ROWS, rows), (COLUMNS, columns), (CORNER, values[0, 0]), (MOST, values.max()))
+        question, answer = answers[rng.integers(len(answers))]
+        turns.append(Turn((png(_table(values, rng)),), draw.phrase(question), str(answer)))
+        origins.append(ORIGINS[name])
+    return draw.record(turns, origins)
 
 
 @cache
@@ -128,17 +125,13 @@ def _chart(heights: np.ndarray, colours: list[tuple[int, int, int]], rng: np.ran
 
 def _table(values: np.ndarray, rng: np.random.Generator) -> Image.Image:
     rows, columns = values.shape
-    cell_width, cell_height = int(rng.integers(26, 33)), int(rng.integers(22, 27))
-    margin = int(rng.integers(2, 9))
-    width = max(56, columns * cell_width + 2 * margin)
-    height = max(56, rows * cell_height + 2 * margin)
-    image = Image.new("L", (width, height), 255)
+    cell_width, cell_height = 28, 28
+    image = Image.new("L", (columns * cell_width, rows * cell_height), 255)
     draw = ImageDraw.Draw(image)
-    left, top = (width - columns * cell_width) // 2, (height - rows * cell_height) // 2
+    digits = font("DejaVuSans-Bold.ttf", 24)
     for row in range(rows):
         for column in range(columns):
-            x, y = left + column * cell_width, top + row * cell_height
-            draw.rectangle([x, y, x + cell_width, y + cell_height], outline=90)
-            middle = (x + cell_width / 2, y + cell_height / 2)
-            draw.text(middle, str(values[row, column]), fill=0, font=font("DejaVuSans.ttf", 16), anchor="mm")
+            x, y = column * cell_width, row * cell_height
+            draw.rectangle([x, y, x + cell_width, y + cell_height], outline=120)
+            draw.text((x + cell_width / 2, y + cell_height / 2), str(values[row, column]), fill=0, font=digits, anchor="mm")
     return image

@@ -11,46 +11,43 @@ from onevision.demo.draw import Draw, Origin, Turn, png, stable_hash
 ORIGIN = Origin("drawn scenes", "Apache-2.0")
 HELDOUT_EVERY = 8  # a scene belongs to the held-out split when its pixels hash to 0 modulo this
 
-COLOURS = {"red": (210, 40, 40), "blue": (40, 80, 210)}
+COLOURS = ((210, 40, 40), (40, 80, 210), (30, 140, 60), (230, 150, 20))
 # (columns, rows) of the grid of places; a place is 28 pixels wide and high.
 GRIDS = ((3, 2), (2, 3), (3, 3), (4, 2))
 PLACE = 28
+MOST = 6
 
-ALL = {"en": ("How many shapes are there?", "Count the shapes."), "zh": ("一共有几个图形?",)}
-OF_COLOUR = {
-    "red": {"en": ("How many red shapes are there?", "Count the red shapes."), "zh": ("有几个红色图形?",)},
-    "blue": {"en": ("How many blue shapes are there?", "Count the blue shapes."), "zh": ("有几个蓝色图形?",)},
+HOW_MANY = {
+    "circles": {"en": ("How many circles are there?", "Count the circles."), "zh": ("有几个圆?",)},
+    "squares": {"en": ("How many squares are there?", "Count the squares."), "zh": ("有几个方块?",)},
 }
 
 
 def counting_record(draw: Draw) -> Record:
-    """One to six shapes: how many in all, or how many of a colour."""
+    """One to three scenes, each of one to six circles or squares in two colours."""
     rng = draw.rng()
-    while True:
-        image, counts = _scene(rng)
-        if (stable_hash(image.size, image.tobytes().hex()) % HELDOUT_EVERY == 0) == draw.heldout:
-            break
-    questions = [(draw.phrase(ALL), str(sum(counts.values())))]
-    questions += [(draw.phrase(OF_COLOUR[colour]), str(count)) for colour, count in counts.items() if count]
-    asked = rng.permutation(len(questions))[: int(rng.integers(1, 3))]
-    turns = [Turn((png(image),) if i == 0 else (), *questions[k]) for i, k in enumerate(asked)]
+    shape = str(rng.choice(list(HOW_MANY)))
+    turns = []
+    for number in range(draw.items()):
+        count = 1 + draw.index % MOST if number == 0 else int(rng.integers(1, MOST + 1))
+        while True:
+            scene = _scene(rng, shape, count)
+            if (stable_hash(scene.size, scene.tobytes().hex()) % HELDOUT_EVERY == 0) == draw.heldout:
+                break
+        turns.append(Turn((png(scene),), draw.phrase(HOW_MANY[shape]), str(count)))
     return draw.record(turns, [ORIGIN])
 
 
-def _scene(rng: np.random.Generator) -> tuple[Image.Image, dict[str, int]]:
+def _scene(rng: np.random.Generator, shape: str, count: int) -> Image.Image:
     columns, rows = GRIDS[rng.integers(len(GRIDS))]
-    total = int(rng.integers(1, 7))
-    places = rng.permutation(columns * rows)[:total]
     image = Image.new("RGB", (columns * PLACE, rows * PLACE), "white")
     draw = ImageDraw.Draw(image)
-    counts = dict.fromkeys(COLOURS, 0)
-    for place in places:
+    colours = rng.permutation(len(COLOURS))[:2]
+    for place in rng.permutation(columns * rows)[:count]:
         row, column = divmod(int(place), columns)
         side = int(rng.integers(14, 22))
         x = column * PLACE + int(rng.integers(1, PLACE - side))
         y = row * PLACE + int(rng.integers(1, PLACE - side))
-        colour = str(rng.choice(list(COLOURS)))
-        counts[colour] += 1
-        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape([x, y, x + side, y + side], fill=COLOURS[colour])
-    return image, counts
+        paint = draw.ellipse if shape == "circles" else draw.rectangle
+        paint([x, y, x + side, y + side], fill=COLOURS[rng.choice(colours)])
+    return image

@@ -15,6 +15,8 @@ from onevision.corpus.record import Message, Part, Record
 
 JPEG_QUALITY = 92
 CHINESE_SHARE = 0.25
+TRAIN_ITEMS = (0.2, 0.3, 0.5)
+HELDOUT_ITEMS = (0.8, 0.15, 0.05)
 
 Phrases = Mapping[str, Sequence[str]]  # language -> wordings that ask the same
 
@@ -58,6 +60,10 @@ class Draw:
     def rng(self) -> np.random.Generator:
         """A fresh generator; the same numbers on every call."""
         return np.random.default_rng(self._hash("rng"))
+
+    def items(self) -> int:
+        """How many things a conversation is about, 1 to 3: training asks for more at once, which costs fewer tokens an answer."""
+        return int(self.rng().choice((1, 2, 3), p=HELDOUT_ITEMS if self.heldout else TRAIN_ITEMS))
 
     def phrase(self, phrases: Phrases) -> str:
         """One of the wordings in the record's language."""

@@ -17,8 +17,8 @@ ORIGIN = Origin("rendered words, DejaVu fonts of matplotlib", "Apache-2.0 AND Bi
 HELDOUT_EVERY = 6
 
 WORDS = tuple(
-    "alcohol brick cat coffee digit eye flower grass gravel iris malignant petal phenols proline radius sepal setosa sky "
-    "symmetry temple texture versicolor wine wood".split()
+    "acid area ash brick cat color cup digit error eye flower grass gravel iris leaves mean moon petal radius sepal sky stars "
+    "temple wine".split()
 )
 FONTS = tuple(
     f"DejaVu{family}.ttf"
@@ -37,20 +37,23 @@ WHAT = {
 
 
 def ocr_record(draw: Draw) -> Record:
-    """One word to read."""
+    """One to three words to read, one a turn."""
     rng = draw.rng()
-    number = draw.index % len(WORDS)
-    word = WORDS[number]
-    faces = [face for i, face in enumerate(FONTS) if ((i + number) % HELDOUT_EVERY == 0) == draw.heldout]
-    image = png(_line(word, faces[rng.integers(len(faces))], rng))
-    return draw.record([Turn((image,), draw.phrase(WHAT), word)], [ORIGIN])
+    first = draw.index % len(WORDS)
+    others = rng.choice([i for i in range(len(WORDS)) if i != first], size=draw.items() - 1, replace=False)
+    turns = []
+    for number in (first, *others):
+        faces = [face for i, face in enumerate(FONTS) if ((i + number) % HELDOUT_EVERY == 0) == draw.heldout]
+        image = png(_line(WORDS[number], faces[rng.integers(len(faces))], rng))
+        turns.append(Turn((image,), draw.phrase(WHAT), WORDS[number]))
+    return draw.record(turns, [ORIGIN])
 
 
 def _line(word: str, face: str, rng: np.random.Generator) -> Image.Image:
-    letters = font(face, int(rng.integers(19, 23)))
-    left, top, right, bottom = letters.getbbox(word, anchor="lm")
+    letters = font(face, int(rng.integers(30, 37)))
+    left, _, right, _ = letters.getbbox(word, anchor="lm")
     width = max(112, round(right - left) + int(rng.integers(6, 16)))
-    height = int(rng.integers(28, 36))
+    height = int(rng.integers(48, 62))
     image = Image.new("RGB", (width, height), PAPERS[rng.integers(len(PAPERS))])
     x = int(rng.integers(3, 6)) - left
     ink = INKS[rng.integers(len(INKS))]

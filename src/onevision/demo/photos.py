@@ -66,28 +66,26 @@ VIEWS = (
 CROPS = ((56, 56), (84, 56), (56, 84), (84, 84), (70, 60), (75, 90), (80, 112), (100, 84))
 
 WHAT = {
-    "en": ("What does the photo show?", "What is in this photo?", "Name what you see."),
+    "en": ("What does the photo show?", "What is in this photo?"),
     "zh": ("照片里是什么?", "这张照片拍的是什么?"),
 }
-BOTH = {"en": ("What do the photos show, in order?",), "zh": ("两张照片依次是什么?",)}
-COLOUR = {"en": ("Is it a colour photo?", "Is the photo in colour?"), "zh": ("这是彩色照片吗?",)}
+COLOUR = {"en": ("Is it a colour photo?",), "zh": ("这是彩色照片吗?",)}
 YES = {"en": ("no", "yes"), "zh": ("否", "是")}
-KINDS = ("what", "both", "colour")
-SHARES = (0.6, 0.2, 0.2)
+COLOUR_SHARE = 0.2
 
 
 def photos_record(draw: Draw) -> Record:
-    """What one or two crops show; some are also asked whether the photograph is in colour."""
+    """What one to three crops show, one a turn; some are also asked whether the photograph is in colour."""
     rng = draw.rng()
-    kind = rng.choice(KINDS, p=SHARES)
-    views = [VIEWS[i] for i in rng.choice(len(VIEWS), size=2 if kind == "both" else 1, replace=False)]
-    crops = tuple(jpeg(_crop(view, draw.heldout, rng)) for view in views)
-    origins = [PHOTOGRAPHS[view.file] for view in views]
-    answer = " ".join(view.names[draw.language] for view in views)
-    turns = [Turn(crops, draw.phrase(BOTH if kind == "both" else WHAT), answer)]
-    if kind == "colour":
+    first = draw.index % len(VIEWS)
+    others = rng.choice([i for i in range(len(VIEWS)) if i != first], size=draw.items() - 1, replace=False)
+    views = [VIEWS[i] for i in (first, *others)]
+    turns = []
+    for view in views:
+        turns.append(Turn((jpeg(_crop(view, draw.heldout, rng)),), draw.phrase(WHAT), view.names[draw.language]))
+    if len(views) == 1 and rng.random() < COLOUR_SHARE:
         turns.append(Turn((), draw.phrase(COLOUR), YES[draw.language][views[0].colour]))
-    return draw.record(turns, origins)
+    return draw.record(turns, [PHOTOGRAPHS[view.file] for view in views])
 
 
 @cache

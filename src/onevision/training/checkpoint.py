@@ -30,6 +30,7 @@ from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
 
 CHECKPOINT_FILE = "checkpoint.json"
+EXTRA_STATE = "_extra_state"
 STEP_NAME = re.compile(r"step_(\d{8})")
 # Layer numbers in the keys (one tensor a layer), optimizer state that loads at any data-parallel size.
 CONTENT = {
@@ -134,8 +135,7 @@ def load_model(folder: Path, content: dict[str, Any], model: OneVisionModel) -> 
         InputError: checkpoint of another model size.
     """
     check_architecture(folder, content, model.architecture)
-    state = {"model": model.sharded_state_dict(metadata=CONTENT)}
-    model.load_state_dict(dist_checkpointing.load(state, str(folder))["model"])
+    _set_weights(model, dist_checkpointing.load({"model": _weights(model)}, str(folder))["model"])
 
 
 def load_training(folder: Path, content: dict[str, Any], model: OneVisionModel, optimizer: Any, scheduler: Any) -> int:
@@ -147,15 +147,29 @@ def load_training(folder: Path, content: dict[str, Any], model: OneVisionModel, 
     check_architecture(folder, content, model.architecture)
     state = _training_state(model, optimizer, scheduler, is_loading=True)
     state = dist_checkpointing.load(state, str(folder))
-    model.load_state_dict(state["model"])
+    _set_weights(model, state["model"])
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     return content["step"]
 
 
+def _weights(model: OneVisionModel) -> dict[str, Any]:
+    """The sharded tensors of the model. What backends keep beside them (`_extra_state`, which is empty but for FP8) is
+    left out, so that a checkpoint of one backend loads in another."""
+    state = model.sharded_state_dict(metadata=CONTENT)
+    return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+
+
+def _set_weights(model: OneVisionModel, state: dict[str, Any]) -> None:
+    result = model.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith(EXTRA_STATE)]
+    if missing or result.unexpected_keys:
+        raise InputError(f"weights do not fit the model: missing {missing}, unexpected {result.unexpected_keys}")
+
+
 def _training_state(model: OneVisionModel, optimizer: Any, scheduler: Any, *, is_loading: bool) -> dict[str, Any]:
-    weights = model.sharded_state_dict(metadata=CONTENT)
+    weights = _weights(model)
     return {
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=CONTENT),
@@ -187,7 +201,7 @@ class Checkpointer:
         folder = step_folder(self.run, step)
         temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
         if optimizer is None:
-            state: dict[str, Any] = {"model": model.sharded_state_dict(metadata=CONTENT)}
+            state: dict[str, Any] = {"model": _weights(model)}
         else:
             state = _training_state(model, optimizer, scheduler, is_loading=False)
         with _clean_failure(temporary):
@@ -198,7 +212,7 @@ class Checkpointer:
             request = dist_checkpointing.save(
                 state, str(temporary), async_sharded_save=True, content_metadata=dict(CONTENT)
             )
-            request.add_finalize_fn(lambda: self._commit(temporary, folder, step))
+            request.add_finalize_fn(lambda: self._commit(temporary, step))
             if self.asynchronous and not wait:
                 self._queue.schedule_async_request(request)
                 self._writing = True
@@ -219,31 +233,33 @@ class Checkpointer:
         self.wait()
         self._queue.close()
 
+    def _commit(self, temporary: Path, step: int) -> None:
+        if dist.get_rank() == 0:
+            commit(temporary, self.run, step, self.architecture, self.keep)
+        dist.barrier()
+
     def _finish(self, *, blocking: bool) -> None:
         if self._writing:
             with _clean_failure(self._temporary):
                 self._queue.maybe_finalize_async_calls(blocking=blocking)
                 self._writing = self._queue.get_num_unfinalized_calls() > 0
 
-    def _commit(self, temporary: Path, folder: Path, step: int) -> None:
-        if dist.get_rank() == 0:
-            files = {
-                path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)}
-                for path in sorted(temporary.iterdir())
-            }
-            content = {
-                "step": step,
-                "architecture": asdict(self.architecture),
-                "files": files,
-            }
-            write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
-            _sync(temporary)
-            if folder.exists():  # an older, broken one of the same step
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-            for old in checkpoint_steps(self.run)[: -self.keep]:
-                shutil.rmtree(step_folder(self.run, old))
-        dist.barrier()
+
+def commit(temporary: Path, run: Path, step: int, architecture: Architecture, keep: int) -> Path:
+    """Make a written folder the checkpoint of `step`, and remove all but the newest `keep`; returns its folder."""
+    folder = step_folder(run, step)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
+    }
+    content = {"step": step, "architecture": asdict(architecture), "files": files}
+    write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
+    _sync(temporary)
+    if folder.exists():  # a broken one of the same step
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    for old in checkpoint_steps(run)[:-keep]:
+        shutil.rmtree(step_folder(run, old))
+    return folder
 
 
 @contextmanager

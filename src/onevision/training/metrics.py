@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from onevision.files import storage_errors, write_text
+from onevision.model.presets import Architecture
+from onevision.progress import MARK, bar, duration
+from onevision.recipe import Recipe
+from onevision.training.flops import recompute_flops, step_flops
+from onevision.training.step import StepTotals
 
 SCALARS = (
     "loss",
@@ -61,6 +67,62 @@ class Metrics:
         """Flush and close."""
         self._file.close()
         self._board.close()
+
+
+def step_row(
+    recipe: Recipe,
+    architecture: Architecture,
+    totals: StepTotals,
+    *,
+    seconds: float,
+    peak: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The figures of a step that took `seconds` on devices of `peak` FLOP/s together."""
+    freeze = recipe.model.freeze
+    flops = step_flops(architecture, totals.real, freeze)
+    hardware_flops = step_flops(architecture, totals.slots, freeze)
+    hardware_flops += recompute_flops(architecture, totals.slots, recipe.model)
+    tokens, samples = sum(totals.real.segments), len(totals.real.segments)
+    return {
+        "loss": totals.loss,
+        "tokens": tokens,
+        "slots": sum(totals.slots.segments),
+        "samples": samples,
+        "patches": sum(totals.real.images),
+        "target_tokens": sum(totals.target_tokens),
+        "step_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "samples_per_second": samples / seconds,
+        "flops": flops,
+        "hardware_flops": hardware_flops,
+        "mfu": flops / (peak * seconds),
+        "hfu": hardware_flops / (peak * seconds),
+        "skipped": totals.skipped,
+        "memory_mb": memory_mb(device),
+    }
+
+
+class TrainingProgress:
+    """The line that a person watches: at the first and the last step, and every two seconds between."""
+
+    def __init__(self, name: str, done: int, steps: int) -> None:
+        self.name, self.done, self.steps = name, done, steps
+        self._began = self._shown = time.monotonic()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Print the line of a row when it is time."""
+        now, step = time.monotonic(), row["step"]
+        if now - self._shown < 2 and step not in (self.done + 1, self.steps):
+            return
+        self._shown = now
+        left = (now - self._began) / (step - self.done) * (self.steps - step)
+        print(
+            f"{MARK}{self.name:<9} {bar(step / self.steps)} step {step:,}/{self.steps:,}  loss {row['loss']:.4f}  "
+            f"lr {row['lr']:.2e}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}  "
+            f"ETA {duration(left)}",
+            flush=True,
+        )
 
 
 def memory_mb(device: torch.device) -> float:
