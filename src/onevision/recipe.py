@@ -35,7 +35,7 @@ class DataRecipe:
     verify_images: bool = False  # decode every image once on import, not only its header
     reject_threshold: float = 0.01  # share of rejected records above which a step fails
     pack_seed: int = 0
-    workers: int = 1  # processes that decode ahead of the training step; 0 decodes in the step itself
+    workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
@@ -13,19 +15,17 @@ from onevision.corpus.index import CorpusIndex
 from onevision.corpus.record import Record, Reject, parse_record
 from onevision.errors import DataError
 
-OPEN_SHARDS = 128  # file descriptors kept open
+OPEN_SHARDS = 128  # files kept open
 
 
 class CorpusReader:
-    """A corpus folder. May be used after a fork, and is pickled as its path."""
+    """A corpus folder. Several threads may read from it at once."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.index = CorpusIndex.open(folder)
-        self._open: OrderedDict[int, int] = OrderedDict()  # shard number to descriptor, least recently used first
-
-    def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path]]:
-        return CorpusReader, (self.folder,)
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # by shard number, least recently used first
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,25 +53,28 @@ class CorpusReader:
 
     def close(self) -> None:
         """Close the shards; the next read opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        with self._lock:
+            self._open.clear()
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor(shard), size, offset)
-        except OSError as error:
-            raise self._damage(shard, offset, str(error.strerror)) from None
+        file = self._shard(shard, offset)
+        data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise self._damage(shard, offset, f"{len(data)} of {size} bytes are there")
         return data
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._open:
-            if len(self._open) >= OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.folder / self.index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    def _shard(self, shard: int, offset: int) -> BinaryIO:
+        """The opened shard. A file that leaves the cache is closed when the last thread that reads it lets it go."""
+        with self._lock:
+            if shard not in self._open:
+                try:
+                    self._open[shard] = (self.folder / self.index.shards[shard]).open("rb", buffering=0)
+                except OSError as error:
+                    raise self._damage(shard, offset, str(error.strerror)) from None
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return self._open[shard]
 
     def _damage(self, shard: int, offset: int, found: str) -> DataError:
         name = self.folder / self.index.shards[shard]

@@ -7,17 +7,12 @@ still reads the same packs.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
-import threading
+from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from onevision.corpus.reader import CorpusReader
 from onevision.data.batch import PackedBatch, Sample, assemble
@@ -25,8 +20,7 @@ from onevision.data.image import MERGE, PATCH_VALUES, ImageError, image_patches,
 from onevision.data.schedule import deal, pack_ids
 from onevision.data.template import encode
 from onevision.data.tokenizer import Tokenizer
-from onevision.data.transport import receive, send
-from onevision.errors import DataError, InputError, OneVisionError
+from onevision.errors import DataError, InputError
 from onevision.recipe import DataRecipe
 
 if TYPE_CHECKING:  # packing stands above data
@@ -38,13 +32,12 @@ if TYPE_CHECKING:  # packing stands above data
 # 4 * 4096), 295e3.
 PATCH_COST = 2_000
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 log = logging.getLogger(__name__)
 
 
 class PackLoader:
-    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` processes."""
+    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` threads (Pillow, NumPy and the
+    tokenizer work without the interpreter's lock)."""
 
     def __init__(
         self,
@@ -92,7 +85,7 @@ class PackLoader:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
 
         Raises:
-            OneVisionError: as `batches`, or a worker process died.
+            DataError: as `batches`.
         """
         for batches in self._read(range(first_step, last_step)):
             for note in (note for batch in batches for note in batch.notes if note not in self._noted):
@@ -104,32 +97,17 @@ class PackLoader:
         if not self.data.workers:
             yield from map(self.batches, steps)
             return
-        parent = os.getpid()
-        channels = [socket.socketpair() for _ in range(self.data.workers)]
-        loader = DataLoader(
-            _Steps(self, [theirs for _, theirs in channels]),
-            batch_size=None,
-            sampler=steps,
-            num_workers=self.data.workers,
-            multiprocessing_context="fork",
-            worker_init_fn=lambda _: _follow(parent),
-            generator=torch.Generator(),  # DataLoader draws a number; not from the stream of the training
-        )
-        try:
-            for worker in _start(loader):
-                result = receive(channels[worker][0])
-                if isinstance(result, OneVisionError):
-                    raise result
-                yield result
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise OneVisionError(
-                f"{error}: if memory ran out, lower data.workers={self.data.workers}"
-            ) from None
-        finally:
-            for channel in chain(*channels):
-                channel.close()
+        ahead: deque[Future[list[PackedBatch]]] = deque()
+        with ThreadPoolExecutor(self.data.workers, thread_name_prefix="loader") as pool:
+            try:
+                for step in steps:
+                    ahead.append(pool.submit(self.batches, step))
+                    if len(ahead) > self.data.workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _batch(self, packs: list[int]) -> PackedBatch:
         samples = [[self._sample(row) for row in self.packs.samples_of(pack)] for pack in packs]
@@ -166,52 +144,3 @@ class PackLoader:
             grid_thw=np.array([(1, *grid) for grid in grids], np.int64).reshape(-1, 3),
             skipped=skipped,
         )
-
-
-class _Steps(Dataset):
-    """Steps as a dataset: sends the batches of a step over the worker's channel and returns its number.
-
-    An error for the user is sent in place of the batches, because torch would wrap it in a traceback.
-    """
-
-    def __init__(self, loader: PackLoader, channels: list[socket.socket]) -> None:
-        self.loader, self.channels = loader, channels
-
-    def __getitem__(self, step: int) -> int:
-        result: list[PackedBatch] | OneVisionError
-        try:
-            result = self.loader.batches(step)
-        except OneVisionError as error:
-            result = error
-        worker = get_worker_info().id
-        send(result, self.channels[worker])
-        return worker
-
-
-def _start(loader: DataLoader) -> Iterator[int]:
-    """Start the workers so that signals stay the parent's business.
-
-    Workers inherit the mask for good: a signal to the whole job does not end them. Torch's handler of SIGCHLD
-    would raise wherever the main thread is when a worker dies; without it the next read raises.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if threading.current_thread() is threading.main_thread():  # only there torch sets it
-            signal.signal(signal.SIGCHLD, handler)
-
-
-def _follow(parent: int) -> None:
-    """End this worker when its parent says so or is dead, even while it writes to a pipe nobody reads."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            received = signal.sigtimedwait(STOP_SIGNALS, 0.5)
-            if received is not None and received.si_pid == parent:
-                break
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

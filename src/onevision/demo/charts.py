@@ -40,9 +40,10 @@ LEFT = {"en": ("What colour is the left bar?",), "zh": ("最左边的柱子是�
 RIGHT = {"en": ("What colour is the right bar?",), "zh": ("最右边的柱子是什么颜色?",)}
 BARS = {"en": ("How many bars are there?",), "zh": ("图中有几根柱子?",)}
 
+# (rows, columns) of a table.
+TABLES = ((2, 2), (3, 2), (2, 3), (3, 3), (4, 1), (1, 4), (4, 2), (2, 4))
 ROWS = {"en": ("How many rows does the table have?",), "zh": ("表格有几行?",)}
 COLUMNS = {"en": ("How many columns does the table have?",), "zh": ("表格有几列?",)}
-CORNER = {"en": ("Which number is in the first cell?",), "zh": ("第一格的数是几?",)}
 MOST = {"en": ("Which number in the table is the largest?",), "zh": ("表格里最大的数是几?",)}
 
 
@@ -64,13 +65,13 @@ def charts_record(draw: Draw) -> Record:
 
 
 def tables_record(draw: Draw) -> Record:
-    """One to three small tables of measured values: rows, columns, the first or the largest number."""
+    """One to three small tables of measured values: rows, columns, the largest number."""
     rng = draw.rng()
     turns, origins = [], []
     for number in range(draw.items()):
-        rows, columns = int(rng.integers(2, 4)), int(rng.integers(2, 4))
+        rows, columns = TABLES[(draw.index + number) % len(TABLES)]
         name, values = _cells(rng, rows, columns, draw.heldout)
-        answers = ((ROWS, rows), (COLUMNS, columns), (CORNER, values[0, 0]), (MOST, values.max()))
+        answers = ((ROWS, rows), (COLUMNS, columns), (MOST, values.max()))
         question, answer = answers[rng.integers(len(answers))]
         turns.append(Turn((png(_table(values, rng)),), draw.phrase(question), str(answer)))
         origins.append(ORIGINS[name])
@@ -98,14 +99,13 @@ def _bars(rng: np.random.Generator, count: int, heldout: bool) -> tuple[str, np.
 
 
 def _cells(rng: np.random.Generator, rows: int, columns: int, heldout: bool) -> tuple[str, np.ndarray]:
-    """Data set and measured values rounded to one digit, int [rows, columns]; the first one is evenly spread."""
+    """Data set and measured values rounded to one digit, int [rows, columns]; the largest is evenly spread from 1 on."""
     name = str(rng.choice(list(LOADERS)))
     values = np.round(_rows(name, heldout)).astype(int)
-    values = values[:, values.max(axis=0) < 10]
-    row, feature = rng.permutation(np.argwhere(values == rng.choice(np.unique(values))))[0]
-    chosen_rows = np.append(row, rng.choice(len(values), size=rows - 1, replace=False))
-    features = np.append(feature, rng.integers(values.shape[1], size=columns - 1))
-    return name, values[np.ix_(chosen_rows, features)]
+    pool = values[values < 10]
+    largest = rng.choice(np.unique(pool)[1:])
+    cells = np.append(largest, rng.choice(pool[pool <= largest], size=rows * columns - 1))
+    return name, rng.permutation(cells).reshape(rows, columns)
 
 
 def _chart(heights: np.ndarray, colours: list[tuple[int, int, int]], rng: np.random.Generator) -> Image.Image:

@@ -35,7 +35,7 @@ YES = {"en": ("no", "yes"), "zh": ("否", "是")}
 
 # Shares of the kinds of record. Held-out records only read, so that chance is one in ten or less.
 KINDS = ("one", "two", "three", "then", "parity", "above", "both")
-TRAIN_SHARES = (0.42, 0.12, 0.08, 0.13, 0.09, 0.08, 0.08)
+TRAIN_SHARES = (0.2, 0.15, 0.15, 0.25, 0.1, 0.05, 0.1)
 HELDOUT_SHARES = (0.6, 0.15, 0.1, 0.15, 0.0, 0.0, 0.0)
 
 
@@ -43,7 +43,7 @@ def digits_record(draw: Draw) -> Record:
     """One to three scans, one to three turns."""
     rng = draw.rng()
     kind = rng.choice(KINDS, p=HELDOUT_SHARES if draw.heldout else TRAIN_SHARES)
-    count = {"two": 2, "three": 3, "then": 2}.get(kind, 1)
+    count = {"two": 2, "three": 3, "then": int(rng.integers(2, 4))}.get(kind, 1)
     scans, labels = _scans(draw.heldout)
     chosen = rng.choice(len(labels), size=count, replace=False)
     images = tuple(png(_sheet(scans[i], rng, moved=not draw.heldout)) for i in chosen)
@@ -53,7 +53,7 @@ def digits_record(draw: Draw) -> Record:
         return draw.record([Turn(images, draw.phrase(SEVERAL), " ".join(map(str, values)))], [ORIGIN])
     turns = [Turn(images[:1], draw.phrase(ONE), str(values[0]))]
     if kind == "then":
-        turns.append(Turn(images[1:], draw.phrase(NEXT), str(values[1])))
+        turns += [Turn((image,), draw.phrase(NEXT), str(value)) for image, value in zip(images[1:], values[1:], strict=True)]
     if kind in ("parity", "both"):
         turns.append(Turn((), draw.phrase(PARITY), PARITY_ANSWER[draw.language][values[0] % 2]))
     if kind in ("above", "both"):

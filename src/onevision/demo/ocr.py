@@ -27,8 +27,8 @@ FONTS = tuple(
         "SansMono", "SansMono-Bold", "SansMono-Oblique", "SansMono-BoldOblique",
     )
 )  # fmt: skip
-INKS = ((0, 0, 0), (150, 20, 20), (20, 60, 150), (20, 100, 40), (90, 40, 120))
-PAPERS = ((255, 255, 255), (250, 245, 225), (225, 240, 250))
+INKS = ((0, 0, 0), (20, 20, 70), (70, 15, 15))
+PAPERS = ((255, 255, 255), (255, 250, 235))
 
 WHAT = {
     "en": ("What does it say?", "Read the word."),
@@ -50,10 +50,10 @@ def ocr_record(draw: Draw) -> Record:
 
 
 def _line(word: str, face: str, rng: np.random.Generator) -> Image.Image:
-    letters = font(face, int(rng.integers(30, 37)))
+    letters = font(face, int(rng.integers(32, 37)))
     left, _, right, _ = letters.getbbox(word, anchor="lm")
     width = max(112, round(right - left) + int(rng.integers(6, 16)))
-    height = int(rng.integers(48, 62))
+    height = int(rng.integers(52, 62))
     image = Image.new("RGB", (width, height), PAPERS[rng.integers(len(PAPERS))])
     x = int(rng.integers(3, 6)) - left
     ink = INKS[rng.integers(len(INKS))]

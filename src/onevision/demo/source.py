@@ -32,7 +32,7 @@ CATEGORIES: dict[str, Callable[[Draw], Record]] = {
     "counting": counting_record,
     "text": text_record,
 }
-TRAIN = {"digits": 2600, "photos": 600, "charts": 600, "tables": 600, "ocr": 700, "counting": 600, "text": 400}
+TRAIN = {"digits": 1800, "photos": 500, "charts": 500, "tables": 600, "ocr": 700, "counting": 450, "text": 500}
 HELDOUT = {"digits": 140, "photos": 80, "charts": 80, "tables": 80, "ocr": 80, "counting": 80, "text": 80}
 PACKAGES = ("scikit-learn", "scikit-image", "matplotlib", "pillow", "numpy")
 

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from onevision.corpus.hdf5 import create, mapped
 from onevision.corpus.index import CorpusIndex
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class PackIndex:
                 version = file.attrs["format_version"]
                 if version != FORMAT_VERSION:
                     raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                values: dict[str, Any] = {name: _mapped(path, file[name]) for name in COLUMNS}
+                values: dict[str, Any] = {name: mapped(path, file[name]) for name in COLUMNS}
                 values |= {name: str(file.attrs[name]) for name in FINGERPRINTS}
                 values |= {name: int(file.attrs[name]) for name in NUMBERS}
         except (OSError, KeyError, ValueError) as error:
@@ -152,16 +153,9 @@ def write_packs(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Map
     typed = {name: np.ascontiguousarray(columns[name], dtype=dtype) for name, dtype in COLUMNS.items()}
     digests = {name: bytes_digest(values.tobytes()) for name, values in typed.items()}
     fingerprint = value_digest([FORMAT_VERSION, dict(attributes), digests])
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+    with create(path) as file:
         for name, values in typed.items():
             file.create_dataset(name, data=values)
         counts = {"packs": len(typed["tokens"]), "samples": len(typed["sample"])}
         file.attrs.update(attributes, **counts, format_version=FORMAT_VERSION, fingerprint=fingerprint)
     return fingerprint
-
-
-def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    offset = dataset.id.get_offset()
-    if offset is None:  # an empty column has no place in the file
-        return dataset[()]
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)

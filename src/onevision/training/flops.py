@@ -123,7 +123,7 @@ def device_peak(device: torch.device, stated_tflops: float) -> tuple[float, str]
     """Peak FLOP/s that MFU is taken against, and where the figure comes from.
 
     A recipe's `train.peak_tflops` wins; then the table; a device that is not in it, such as a CPU, is measured once by
-    the best of five FP32 products of 1024 x 1024 matrices.
+    the best of twenty FP32 products of 1024 x 1024 matrices.
     """
     if stated_tflops:
         return stated_tflops * 1e12, "train.peak_tflops"
@@ -135,7 +135,7 @@ def device_peak(device: torch.device, stated_tflops: float) -> tuple[float, str]
     size = 1024
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best = float("inf")
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         left @ right
         if device.type == "cuda":
