@@ -55,10 +55,11 @@ def make_data(recipe: Recipe) -> None:
     """Source, tokenizer, training corpus, held-out corpus, packs."""
     from onevision.demo.source import build_source
     from onevision.demo.tokenizer import build_tokenizer
+    from onevision.model.presets import PRESETS
 
     train = Path(recipe.data.source)
     build_source(train.parent, SEED)
-    build_tokenizer(train, Path(recipe.data.tokenizer))
+    build_tokenizer(train, Path(recipe.data.tokenizer), vocab_size=PRESETS[recipe.model.preset].language.vocab_size)
     held_out = replace(
         recipe, data=replace(recipe.data, source=str(train.parent / "heldout"), corpus=recipe.evaluation.corpus)
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +18,7 @@ from onevision.progress import duration
 def run(arguments: list[str]) -> int:
     """python -m jobs status [RUN ...]
 
-    A table of the given run folders, or of all below runs/: state, step, loss, tokens/s, ETA.
+    A table of the given run folders, or of all below runs/: state, step, loss, tokens/s of the last step, ETA.
     """
     folders = [Path(argument) for argument in arguments] or sorted(
         path.parent for path in Path("runs").glob("**/run.json")
@@ -26,9 +26,10 @@ def run(arguments: list[str]) -> int:
     if not folders:
         print("no runs yet: `make demo` makes the first ones")
         return 0
-    table = Table(title="runs")
-    for column in ("run", "stage", "state", "step", "loss", "tokens/s", "ETA", "last row"):
-        table.add_column(column, justify="right" if column in ("step", "loss", "tokens/s", "ETA") else "left")
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("run", "state", "step", "loss", "tokens/s", "ETA"):
+        left = column in ("run", "state")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "state")
     for folder in folders:
         table.add_row(*_row(folder))
     Console().print(table)
@@ -39,19 +40,18 @@ def _row(folder: Path) -> list[str]:
     recipe = run_recipe(folder, [])
     last = _last_row(folder / "metrics.jsonl")
     state = _state(folder)
+    if recipe.stage == "stage0":
+        return [str(folder), state, "", "", "", ""]
     if last is None:
-        return [str(folder), recipe.stage, state, f"0/{recipe.train.steps}", "", "", "", ""]
+        return [str(folder), state, f"0/{recipe.train.steps}", "", "", ""]
     left = (recipe.train.steps - last["step"]) * last["step_seconds"]
-    when = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime)
     return [
         str(folder),
-        recipe.stage,
         state,
         f"{last['step']}/{recipe.train.steps}",
         f"{last['loss']:.4f}",
         f"{last['tokens_per_second']:,.0f}",
         duration(left) if state == "running" else "",
-        f"{when:%Y-%m-%d %H:%M:%S}",
     ]
 
 
@@ -65,7 +65,7 @@ def _state(folder: Path) -> str:
         return "not started"
     except BlockingIOError:
         return "running"
-    return f"stopped (make resume RUN={folder.relative_to('runs')})" if folder.parts[0] == "runs" else "stopped"
+    return "stopped; make resume continues it"
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

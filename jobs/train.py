@@ -85,8 +85,10 @@ def initialise_here(recipe: Recipe) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep Megatron's remarks on packages that a CPU does not need out of the log."""
+    """Keep remarks that no user can act on out of the log: packages that a CPU does not need, names that change."""
     warnings.filterwarnings("ignore", module=r"megatron\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jobs.cluster import QUIET_THREADS
+
+os.environ.update(QUIET_THREADS)  # before torch is loaded; forked processes have it too
 
 SKIPPED = "skipped, and --no-skips allows that for gpu tests only: "
 

@@ -29,7 +29,7 @@ class Progress:
         self.name, self.total, self.unit, self.every = name, total, unit, every
         self.done = self._first = start
         self._began = time.monotonic()
-        self._shown = self._began - every + 0.5
+        self._shown = self._began
 
     def __enter__(self) -> Progress:
         return self

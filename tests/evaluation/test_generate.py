@@ -76,3 +76,15 @@ def test_batched_answers_are_those_of_each_question_alone() -> None:
             model, prompts, image_pad=PAD, stop_token=stop, max_new_tokens=6, batch_tokens=batch_tokens
         )
         assert list(answers) == expected
+
+
+def test_text_prompts_go_on_when_those_with_images_are_answered() -> None:
+    model = _model()
+    rng = np.random.default_rng(1)
+    prompts = [_prompt(rng, 5, [(4, 4)]), _prompt(rng, 12, [])]
+    stop = _alone(model, prompts[0], stop=-1, most=1)[0]  # the one with an image ends at once
+    expected = [_alone(model, prompt, stop, most=4) for prompt in prompts]
+    assert expected[0] == []
+    assert expected[1] != []
+    answers = generate(model, prompts, image_pad=PAD, stop_token=stop, max_new_tokens=4, batch_tokens=10_000)
+    assert list(answers) == expected

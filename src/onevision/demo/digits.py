@@ -1,6 +1,7 @@
 """Handwritten digits: the 1,797 scans of 8 x 8 pixels that scikit-learn ships, enlarged.
 
-Every sixth scan is held out. Training moves and resizes the scan on its sheet; held-out scans stand in the middle.
+Every sixth scan is held out. Training moves and resizes scans on their sheets; a held-out one stands
+in the middle.
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ HELDOUT_EVERY = 6
 # (width, height) of the sheet in pixels; those that are no multiple of 28 are resized by the model's rule.
 SHEETS = ((56, 56), (56, 56), (56, 56), (60, 56), (64, 64), (56, 66), (84, 56))
 
-ONE = {
-    "en": ("Which digit is this?", "What digit is in the image?", "Read the digit."),
-    "zh": ("这是哪个数字?", "图中是什么数字?"),
-}
-NEXT = {"en": ("And this one?", "Which digit is this one?"), "zh": ("这个呢?", "那这个是哪个数字?")}
+ONE = {"en": ("Which digit is this?", "Read the digit."), "zh": ("这是哪个数字？", "图中是什么数字？")}
 SEVERAL = {
     "en": ("Read the digits in order.", "Which digits are these, in order?"),
-    "zh": ("按顺序读出这些数字。", "依次是哪些数字?"),
+    "zh": ("按顺序读出这些数字。", "依次是哪些数字？"),
 }
-PARITY = {"en": ("Is it even or odd?", "Even or odd?"), "zh": ("它是偶数还是奇数?", "偶数还是奇数?")}
-ABOVE_FOUR = {"en": ("Is it larger than 4?", "Is the digit above 4?"), "zh": ("它大于4吗?", "这个数字比4大吗?")}
+PARITY = {"en": ("Is it even or odd?", "Even or odd?"), "zh": ("它是偶数还是奇数？", "偶数还是奇数？")}
+ABOVE_FOUR = {
+    "en": ("Is it larger than 4?", "Is the digit above 4?"),
+    "zh": ("它大于4吗？", "这个数字比4大吗？"),
+}
 PARITY_ANSWER = {"en": ("even", "odd"), "zh": ("偶数", "奇数")}
 YES = {"en": ("no", "yes"), "zh": ("否", "是")}
 
@@ -53,7 +53,7 @@ def digits_record(draw: Draw) -> Record:
         return draw.record([Turn(images, draw.phrase(SEVERAL), " ".join(map(str, values)))], [ORIGIN])
     turns = [Turn(images[:1], draw.phrase(ONE), str(values[0]))]
     if kind == "then":
-        turns += [Turn((image,), draw.phrase(NEXT), str(value)) for image, value in zip(images[1:], values[1:], strict=True)]
+        turns += [Turn(images[i : i + 1], draw.phrase(ONE), str(values[i])) for i in range(1, count)]
     if kind in ("parity", "both"):
         turns.append(Turn((), draw.phrase(PARITY), PARITY_ANSWER[draw.language][values[0] % 2]))
     if kind in ("above", "both"):
@@ -77,7 +77,8 @@ def _sheet(scan: np.ndarray, rng: np.random.Generator, moved: bool) -> Image.Ima
     left, top = (width - side) // 2, (height - side) // 2
     if moved:
         side = int(rng.integers(46, 57))
-        left, top = (int(rng.integers(max(0, room // 2 - 3), room // 2 + 4)) for room in (width - side, height - side))
+        rooms = (width - side, height - side)
+        left, top = (int(rng.integers(max(0, room // 2 - 3), room // 2 + 4)) for room in rooms)
     digit = Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC)
     sheet = Image.new("L", (width, height), 255)
     sheet.paste(digit, (left, top))

@@ -1,4 +1,8 @@
-"""One demo record in the making: its random numbers, language and wording are functions of (seed, split, category, index)."""
+"""One demo record in the making.
+
+Its random numbers, language and wording are functions of (seed, split, category, index) alone, so that no
+record depends on how many others are made.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ from PIL import Image
 from onevision.corpus.record import Message, Part, Record
 
 JPEG_QUALITY = 92
+SOURCES = "; "  # between the sources of one record
+LICENSES = " AND "  # between its licences, as in SPDX expressions
 CHINESE_SHARE = 0.25
+# Shares of conversations about one, two and three things.
 TRAIN_ITEMS = (0.2, 0.3, 0.5)
 HELDOUT_ITEMS = (0.8, 0.15, 0.05)
 
@@ -38,7 +45,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """Names one record; everything random about it comes from here, so that no record depends on another."""
+    """Names one record; everything random about it comes from here."""
 
     category: str
     split: str  # train, heldout
@@ -61,9 +68,15 @@ class Draw:
         """A fresh generator; the same numbers on every call."""
         return np.random.default_rng(self._hash("rng"))
 
-    def items(self) -> int:
-        """How many things a conversation is about, 1 to 3: training asks for more at once, which costs fewer tokens an answer."""
-        return int(self.rng().choice((1, 2, 3), p=HELDOUT_ITEMS if self.heldout else TRAIN_ITEMS))
+    def items(self) -> list[int]:
+        """Numbers of the one to three things a conversation is about; what they choose is evenly spread.
+
+        The first is the record's index, the others are random, so that no answer gives the next one away.
+        Training conversations are about more things: fewer tokens an answer.
+        """
+        rng = np.random.default_rng(self._hash("items"))
+        count = rng.choice((1, 2, 3), p=HELDOUT_ITEMS if self.heldout else TRAIN_ITEMS)
+        return [self.index, *map(int, rng.integers(1 << 32, size=count - 1))]
 
     def phrase(self, phrases: Phrases) -> str:
         """One of the wordings in the record's language."""
@@ -82,8 +95,8 @@ class Draw:
             messages=tuple(messages),
             category=self.category,
             language=self.language,
-            source="; ".join(sorted({origin.source for origin in origins})),
-            license=" AND ".join(sorted({origin.license for origin in origins})),
+            source=SOURCES.join(sorted({origin.source for origin in origins})),
+            license=LICENSES.join(sorted({origin.license for origin in origins})),
         )
 
     def _hash(self, *purpose: str) -> int:

@@ -1,7 +1,8 @@
 """Photographs that scikit-image and scikit-learn ship, as crops at native resolution.
 
-Only files whose licence is stated as free are used: scikit-image states them in the docstrings of `skimage.data`,
-scikit-learn in `sklearn/datasets/images/README.txt`. Training and held-out crops come from disjoint regions.
+Only files whose licence is stated as free are used: scikit-image states it in the docstrings of
+`skimage.data`, scikit-learn in `sklearn/datasets/images/README.txt`. So coins, ihc, moon, page and motorcycle are
+left out. Training and held-out crops come from disjoint regions.
 """
 
 from __future__ import annotations
@@ -56,20 +57,23 @@ VIEWS = (
     View("retina.jpg", {"en": "eye", "zh": "眼底"}, (300, 250, 850, 1150), (860, 300, 1200, 1100)),
     View("astronaut.png", {"en": "spacesuit", "zh": "太空服"}, (30, 250, 225, 512), (228, 250, 350, 390)),
     View("hubble_deep_field.jpg", {"en": "stars", "zh": "星空"}, (0, 0, 700, 872), (702, 0, 1000, 872)),
-    View("china.jpg", {"en": "temple", "zh": "寺庙"}, (80, 60, 225, 340), (228, 60, 340, 340)),
-    View("china.jpg", {"en": "sky", "zh": "天空"}, (0, 0, 160, 130), (340, 0, 560, 120)),
-    View("china.jpg", {"en": "trees", "zh": "树木"}, (360, 290, 640, 427), (0, 310, 110, 427)),
+    View("china.jpg", {"en": "temple", "zh": "寺庙"}, (100, 110, 225, 340), (227, 60, 340, 340)),
+    View("china.jpg", {"en": "sky", "zh": "天空"}, (0, 0, 160, 105), (342, 0, 560, 120)),
+    View("china.jpg", {"en": "trees", "zh": "树木"}, (360, 290, 640, 427), (0, 310, 98, 427)),
     View("flower.jpg", {"en": "flower", "zh": "花"}, (180, 100, 310, 340), (312, 100, 430, 340)),
     View("flower.jpg", {"en": "leaves", "zh": "叶子"}, (0, 0, 150, 427), (470, 0, 640, 320)),
 )
 # (width, height) of a crop in pixels.
-CROPS = ((56, 56), (84, 56), (56, 84), (84, 84), (70, 60), (75, 90), (80, 112), (100, 84))
+CROPS = ((56, 56), (84, 56), (56, 84), (84, 84), (70, 60), (75, 90), (80, 112), (100, 84), (112, 84))
 
 WHAT = {
     "en": ("What does the photo show?", "What is in this photo?"),
-    "zh": ("照片里是什么?", "这张照片拍的是什么?"),
+    "zh": ("照片里是什么？", "这张照片拍的是什么？"),
 }
-COLOUR = {"en": ("Is it a colour photo?",), "zh": ("这是彩色照片吗?",)}
+COLOUR = {
+    "en": ("Is it a colour photo?", "Is the photo in colour?"),
+    "zh": ("这是彩色照片吗？", "照片是彩色的吗？"),
+}
 YES = {"en": ("no", "yes"), "zh": ("否", "是")}
 COLOUR_SHARE = 0.2
 
@@ -77,12 +81,11 @@ COLOUR_SHARE = 0.2
 def photos_record(draw: Draw) -> Record:
     """What one to three crops show, one a turn; some are also asked whether the photograph is in colour."""
     rng = draw.rng()
-    first = draw.index % len(VIEWS)
-    others = rng.choice([i for i in range(len(VIEWS)) if i != first], size=draw.items() - 1, replace=False)
-    views = [VIEWS[i] for i in (first, *others)]
-    turns = []
-    for view in views:
-        turns.append(Turn((jpeg(_crop(view, draw.heldout, rng)),), draw.phrase(WHAT), view.names[draw.language]))
+    views = [VIEWS[number % len(VIEWS)] for number in draw.items()]
+    crops = [jpeg(_crop(view, draw.heldout, rng)) for view in views]
+    question = draw.phrase(WHAT)
+    names = [view.names[draw.language] for view in views]
+    turns = [Turn((crop,), question, name) for crop, name in zip(crops, names, strict=True)]
     if len(views) == 1 and rng.random() < COLOUR_SHARE:
         turns.append(Turn((), draw.phrase(COLOUR), YES[draw.language][views[0].colour]))
     return draw.record(turns, [PHOTOGRAPHS[view.file] for view in views])

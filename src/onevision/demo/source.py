@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from onevision.corpus.record import Record, record_fields
-from onevision.demo.charts import charts_record, tables_record
+from onevision.corpus.source import RECORDS
+from onevision.demo.charts import charts_record
 from onevision.demo.counting import counting_record
 from onevision.demo.digits import digits_record
-from onevision.demo.draw import Draw
+from onevision.demo.draw import LICENSES, SOURCES, Draw
 from onevision.demo.ocr import ocr_record
 from onevision.demo.photos import photos_record
+from onevision.demo.tables import tables_record
 from onevision.demo.text import text_record
+from onevision.errors import InputError
 from onevision.fingerprint import folder_digest
 from onevision.steps import StepResult, run_step
 
@@ -32,8 +35,19 @@ CATEGORIES: dict[str, Callable[[Draw], Record]] = {
     "counting": counting_record,
     "text": text_record,
 }
-TRAIN = {"digits": 1800, "photos": 500, "charts": 500, "tables": 600, "ocr": 700, "counting": 450, "text": 500}
-HELDOUT = {"digits": 140, "photos": 80, "charts": 80, "tables": 80, "ocr": 80, "counting": 80, "text": 80}
+# Records of each category.
+TRAIN = {
+    "digits": 2200,
+    "photos": 500,
+    "charts": 500,
+    "tables": 500,
+    "ocr": 700,
+    "counting": 450,
+    "text": 500,
+}
+HELDOUT = {**dict.fromkeys(CATEGORIES, 80), "digits": 180}
+# How the values of a field are joined in one record.
+SEPARATORS = {"category": "\n", "language": "\n", "license": LICENSES, "source": SOURCES}
 PACKAGES = ("scikit-learn", "scikit-image", "matplotlib", "pillow", "numpy")
 
 
@@ -42,12 +56,17 @@ def build_source(
 ) -> StepResult:
     """Write `output/train` and `output/heldout`: so many records of each category.
 
-    The same arguments give the same bytes, with the same versions of the packages that ship the data.
-    Summary: per split the number of records, images and turns, and records by category, language, licence and source.
+    The same arguments give the same bytes, with the same versions of the packages that ship the data and draw.
+    Summary: for each split the number of records, images and turns, and in how many records each category,
+    language, license and source takes part.
 
     Raises:
+        InputError: a category that is not one of `CATEGORIES`.
         StorageError: the disk is full.
     """
+    for category in {**train, **heldout}:
+        if category not in CATEGORIES:
+            raise InputError(f"unknown category {category!r} of the demo; it has {', '.join(CATEGORIES)}")
     splits = {"train": dict(train), "heldout": dict(heldout)}
     inputs = {
         "seed": seed,
@@ -57,7 +76,7 @@ def build_source(
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        return {split: _write(folder / split, _records(split, counts, seed)) for split, counts in splits.items()}
+        return {name: _write(folder / name, _records(name, counts, seed)) for name, counts in splits.items()}
 
     return run_step("demo-source", output, inputs, build)
 
@@ -71,8 +90,8 @@ def _records(split: str, counts: Mapping[str, int], seed: int) -> Iterable[Recor
 def _write(folder: Path, records: Iterable[Record]) -> dict[str, Any]:
     (folder / "images").mkdir(parents=True)
     totals = {"records": 0, "images": 0, "turns": 0}
-    by: dict[str, Counter[str]] = {name: Counter() for name in ("category", "language", "license", "source")}
-    with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
+    by: dict[str, Counter[str]] = {name: Counter() for name in SEPARATORS}
+    with (folder / RECORDS).open("w", encoding="utf-8") as file:
         for record in records:
             names = []
             for number, image in enumerate(record.images):
@@ -84,6 +103,6 @@ def _write(folder: Path, records: Iterable[Record]) -> dict[str, Any]:
             totals["records"] += 1
             totals["images"] += len(names)
             totals["turns"] += sum(message.role == "assistant" for message in record.messages)
-            for name, counter in by.items():
-                counter[getattr(record, name)] += 1
+            for name, separator in SEPARATORS.items():
+                by[name].update(getattr(record, name).split(separator))
     return {**totals, **{f"by_{name}": dict(sorted(counter.items())) for name, counter in by.items()}}

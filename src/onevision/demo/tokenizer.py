@@ -12,12 +12,13 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from onevision.corpus.source import RECORDS
+from onevision.data.template import DEFAULT_SYSTEM
 from onevision.errors import InputError
-from onevision.files import read_json, write_json, write_text
+from onevision.files import write_json, write_text
 from onevision.fingerprint import file_digest
 from onevision.steps import StepResult, run_step
 
-SYSTEM_PROMPT = "You are a helpful assistant."
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -40,10 +41,10 @@ MODEL_LENGTH = 32_768
 # Words with the blank before them, digits one by one, runs of other signs, line ends apart from other blanks.
 PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
-# ChatML. A content is a string or a list of parts; an image part becomes one <|image_pad|>, which the processor repeats.
+# ChatML. A content is a string or a list of parts; the processor repeats the <|image_pad|> of an image part.
 CHAT_TEMPLATE = (
     "{%- if messages[0].role != 'system' -%}"
-    "{{ '<|im_start|>system\\n" + SYSTEM_PROMPT + "<|im_end|>\\n' }}"
+    "{{ '<|im_start|>system\\n" + DEFAULT_SYSTEM + "<|im_end|>\\n' }}"
     "{%- endif -%}"
     "{%- for message in messages -%}"
     "{{ '<|im_start|>' + message.role + '\\n' }}"
@@ -60,17 +61,18 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(source_folder: Path, output: Path, vocab_size: int = 2048) -> StepResult:
-    """Train on the text of `source_folder/records.jsonl`; write tokenizer.json, tokenizer_config.json, chat_template.jinja.
+    """Train on the text of `source_folder/records.jsonl`; write tokenizer.json and tokenizer_config.json.
 
-    The vocabulary has at most `vocab_size` tokens, the special ones included. Summary: vocab_size, merges, texts.
+    The folder loads with transformers' AutoTokenizer, chat template included. The vocabulary has at most
+    `vocab_size` tokens, the special ones among them. Summary: vocab_size, merges, texts.
 
     Raises:
         InputError: no records in the folder, or a `vocab_size` below the bytes and special tokens.
     """
-    records = source_folder / "records.jsonl"
+    records = source_folder / RECORDS
     least = ALPHABET + len(SPECIAL_TOKENS)
     if vocab_size < least:
-        raise InputError(f"vocab_size={vocab_size} must be at least {least}: {ALPHABET} bytes and the special tokens")
+        raise InputError(f"vocab_size={vocab_size} is below {least}: {ALPHABET} bytes and the special tokens")
     if not records.is_file():
         raise InputError(f"{records} does not exist: make the demo's source first")
     inputs = {"records": file_digest(records), "vocab_size": vocab_size, "code": file_digest(__file__)}
@@ -80,23 +82,17 @@ def build_tokenizer(source_folder: Path, output: Path, vocab_size: int = 2048) -
         tokenizer = _train(texts, vocab_size)
         write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
         write_json(folder / "tokenizer_config.json", _config())
-        write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
         merges = len(json.loads(tokenizer.to_str())["model"]["merges"])
         return {"vocab_size": tokenizer.get_vocab_size(), "merges": merges, "texts": len(texts)}
 
     return run_step("demo-tokenizer", output, inputs, build)
 
 
-def chat_template(tokenizer_folder: Path) -> str:
-    """The chat template of a tokenizer folder."""
-    return str(read_json(tokenizer_folder / "tokenizer_config.json")["chat_template"])
-
-
 def _texts(records: Path) -> Iterator[str]:
     """Every text as it stands in the template, between special tokens."""
     with records.open(encoding="utf-8") as file:
         for line in file:
-            yield f"system\n{SYSTEM_PROMPT}"
+            yield f"system\n{DEFAULT_SYSTEM}"
             for message in json.loads(line)["messages"]:
                 words = "".join(part["text"] for part in message["content"] if part["type"] == "text")
                 yield f"{message['role']}\n"

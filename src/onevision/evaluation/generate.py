@@ -68,10 +68,10 @@ def _answer(
             tokens,
             torch.cat([torch.arange(len(sequences[i]), device=device) for i in active]),
             torch.nn.functional.pad(ends, (1, 0)).to(torch.int32),
-            patches,
-            grid_thw,
+            patches[:0],
+            grid_thw[:0],
             (tokens == image_pad).nonzero().squeeze(1),
-            image_tokens=None if images is None or not len(rows) else images[rows],
+            image_tokens=images[rows] if images is not None and len(rows) else None,
         )
         best = logits[0, ends - 1].argmax(-1).tolist()
         for i, token in zip(active, best, strict=True):

@@ -55,6 +55,7 @@ class Architecture:
     name: str
     vision: VisionArchitecture
     language: LanguageArchitecture
+    init_std: float = 0.02  # of weights that are drawn and not imported
 
     @property
     def merged_size(self) -> int:
@@ -65,18 +66,19 @@ class Architecture:
 PRESETS: dict[str, Architecture] = {
     "tiny": Architecture(
         "tiny",
-        VisionArchitecture(num_layers=4, hidden_size=128, ffn_hidden_size=384, num_attention_heads=4),
+        VisionArchitecture(num_layers=3, hidden_size=128, ffn_hidden_size=512, num_attention_heads=4),
         LanguageArchitecture(
-            num_layers=4,
+            num_layers=3,
             hidden_size=128,
             ffn_hidden_size=384,
             num_attention_heads=4,
             num_query_groups=2,
             head_dim=32,
-            vocab_size=2048,
+            vocab_size=1024,
             rotary_base=10_000.0,
             max_position_embeddings=4096,
         ),
+        init_std=0.06,
     ),
     "4b": Architecture(
         "4b",

@@ -103,6 +103,9 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
         DataError: the named one is broken.
     """
     folder = Path(path)
+    if STEP_NAME.fullmatch(folder.name) and not folder.exists():
+        steps = ", ".join(map(str, checkpoint_steps(folder.parent.parent))) or "none"
+        raise InputError(f"{folder} does not exist; the run has checkpoints of steps: {steps}")
     if (folder / CHECKPOINT_FILE).exists() or STEP_NAME.fullmatch(folder.name):
         return folder, verify(folder)
     found = newest(folder)
