@@ -121,7 +121,7 @@ def test_another_recipe_in_the_same_folder_is_refused(make_recipe: MakeRecipe) -
 def test_a_checkpoint_of_another_size_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe("stage0", stage="stage0")
     initialise(recipe)
-    with pytest.raises(InputError, match=r"is a checkpoint of model tiny: vision\.num_layers=4 instead of 24"):
+    with pytest.raises(InputError, match=r"is a checkpoint of model tiny: vision\.num_layers=3 instead of 24"):
         train(make_recipe("big", init_from=recipe.output, model={"preset": "4b"}))
 
 

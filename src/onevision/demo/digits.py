@@ -36,7 +36,7 @@ YES = {"en": ("no", "yes"), "zh": ("否", "是")}
 # Shares of the kinds of record. Held-out records only read, so that chance is one in ten or less.
 KINDS = ("one", "two", "three", "then", "parity", "above", "both")
 TRAIN_SHARES = (0.2, 0.15, 0.15, 0.25, 0.1, 0.05, 0.1)
-HELDOUT_SHARES = (0.6, 0.15, 0.1, 0.15, 0.0, 0.0, 0.0)
+HELDOUT_SHARES = (0.65, 0.13, 0.07, 0.15, 0.0, 0.0, 0.0)
 
 
 def digits_record(draw: Draw) -> Record:

@@ -1,8 +1,8 @@
 """Photographs that scikit-image and scikit-learn ship, as crops at native resolution.
 
-Only files whose licence is stated as free are used: scikit-image states it in the docstrings of
-`skimage.data`, scikit-learn in `sklearn/datasets/images/README.txt`. So coins, ihc, moon, page and motorcycle are
-left out. Training and held-out crops come from disjoint regions.
+Only files whose licence is stated as free are used: scikit-image states it in the docstrings of `skimage.data`,
+scikit-learn in `sklearn/datasets/images/README.txt`. So coins, ihc, moon, page and motorcycle stay out.
+Training and held-out crops come from disjoint regions.
 """
 
 from __future__ import annotations

@@ -37,13 +37,13 @@ CATEGORIES: dict[str, Callable[[Draw], Record]] = {
 }
 # Records of each category.
 TRAIN = {
-    "digits": 2200,
-    "photos": 500,
-    "charts": 500,
-    "tables": 500,
-    "ocr": 700,
+    "digits": 2600,
+    "photos": 550,
+    "charts": 450,
+    "tables": 350,
+    "ocr": 600,
     "counting": 450,
-    "text": 500,
+    "text": 450,
 }
 HELDOUT = {**dict.fromkeys(CATEGORIES, 80), "digits": 180}
 # How the values of a field are joined in one record.

@@ -54,7 +54,7 @@ def _rounded(name: str, heldout: bool) -> np.ndarray:
 def _values(rng: np.random.Generator, rows: int, columns: int, heldout: bool) -> tuple[str, np.ndarray]:
     """Data set and values, int [rows, columns], redrawn until the largest is a number drawn evenly before.
 
-    Rounded values of different rows may be the same, so a table also belongs to a split by the hash of its values.
+    Rounded values of different rows may be equal, so the hash of its values too decides the split of a table.
     """
     largest = rng.choice(LARGEST)
     while True:
