@@ -81,6 +81,7 @@ def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
     quiet()
     from onevision.convert.exporting import export
     from onevision.evaluation.accuracy import evaluate
+    from onevision.report.picture import write_picture
     from onevision.report.report import write_report
     from onevision.report.summary import PipelineFolders, write_summary
 
@@ -98,6 +99,7 @@ def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
     )
     summary = write_summary(folders)
     write_report(folders, root / "report.html")
+    write_picture(folders, root / "report.png")
     return summary
 
 
