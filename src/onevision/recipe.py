@@ -153,12 +153,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     tree = _read(Path(path), seen=())
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"override {override!r} is not of the form key=value")
-        _check_key(key, "override")
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+            change = OmegaConf.from_dotlist([override if value else f"{key}=''"])
+            _check_keys(change, f"override {override!r}")
+            tree = OmegaConf.merge(tree, change)
         except (OmegaConfBaseException, YAMLError) as error:
             raise InputError(f"override {override!r}: {_first_line(error)}") from None
     return _build(tree, str(path))
@@ -224,9 +225,12 @@ def _check_keys(tree: Any, where: str) -> None:
 
     def walk(node: Any, prefix: str) -> None:
         for name, value in node.items():
-            _check_key(f"{prefix}{name}", where)
+            key = f"{prefix}{name}"
+            _check_key(key, where)
             if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
+                walk(value, f"{key}.")
+            elif any(known.startswith(f"{key}.") for known in known_keys()):
+                raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
 
     walk(flat, "")
 

@@ -99,12 +99,13 @@ def _draw_loss(figure: Figure, stages: list[Stage]) -> None:
         axes.get_xticklabels()[0].set_horizontalalignment("right")
         axes.text(
             x[-1],
-            line[-1] * 1.12,
+            line[-1] * 1.5,
             f"{line[-1]:.2f}",
             color=AFTER,
             fontsize=9.5,
             fontweight="bold",
             ha="right",
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )
         figure.text(left, 0.855, stage_title(stage.name), fontsize=9.5, color=INK)
         if number:

@@ -1,0 +1,112 @@
+"""The recipe: what is refused, and that a saved one is the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onevision.errors import InputError
+from onevision.recipe import (
+    Recipe,
+    known_keys,
+    layout_problems,
+    load_recipe,
+    recipe_dict,
+    recipe_from,
+    save_recipe,
+)
+
+RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_recipe_loads_and_comes_back_from_its_run_folder(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.model.preset == path.parent.name
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert recipe_from(recipe_dict(recipe)) == recipe
+
+
+def test_stages_are_chained_and_frozen_as_published() -> None:
+    for size in ("tiny", "4b", "8b"):
+        stages = [load_recipe(RECIPES / size / f"{name}.yaml") for name in ("stage0", "stage1", "stage1_5", "stage2")]
+        assert [stage.train.init_from for stage in stages[1:]] == [stage.output for stage in stages[:-1]]
+        assert [stage.model.freeze for stage in stages[1:]] == [["vision", "language"], [], []]
+    middle = load_recipe(RECIPES / "8b" / "stage1_5.yaml")
+    assert (middle.optimizer.lr, middle.optimizer.min_lr, middle.optimizer.weight_decay) == (1e-5, 1e-6, 0.01)
+    assert (middle.optimizer.beta2, middle.optimizer.eps, middle.optimizer.clip_grad) == (0.95, 1e-5, 1.0)
+
+
+def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
+    overrides = ["optimizer.lr=2e-5", "train.init_from=", "model.freeze=[vision]"]
+    recipe = load_recipe(RECIPES / "8b" / "stage2.yaml", overrides)
+    assert recipe.optimizer.lr == 2e-5
+    assert recipe.train.init_from == ""
+    assert recipe.model.freeze == ["vision"]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.lrr=1", "unknown key 'optimizer.lrr'; the nearest is 'optimizer.lr'"),
+        ("step=3", "unknown key 'step'; the nearest is"),
+        ("train.steps=many", "train.steps: Value 'many'"),
+        ("train.steps=0", "train.steps=0 must be at least 1"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan must be at least 0"),
+        ("optimizer.beta2=1", "optimizer.beta2=1.0 is not between 0 and 1"),
+        ("model.preset=9b", "model.preset='9b' is not one of tiny, 4b, 8b"),
+        ("model.freeze=[head]", "'head' is not one of vision, adapter, language"),
+        ("model.freeze=[vision,adapter,language]", "nothing would be trained"),
+        ("data.min_pixels=3000000", "is above data.max_pixels"),
+        ("optimizer.min_lr=1", "optimizer.min_lr=1.0 is above optimizer.lr"),
+        ("train.global_batch_size=3 train.micro_batch_size=2", "is not a multiple of train.micro_batch_size=2"),
+        ("train", "is not of the form key=value"),
+        ("train=5", "train=5 is not a section"),
+    ],
+)
+def test_what_cannot_work_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(RECIPES / "8b" / "stage2.yaml", override.split(" "))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train: [", "cannot be read"),
+        ("- a", "is not a mapping"),
+        ("trian:\n  steps: 1", "unknown key 'trian'; the nearest is 'train'"),
+        ("train: 5", "train=5 is not a section"),
+        ("extends: other.yaml", "other.yaml does not exist"),
+        ("extends: recipe.yaml", "extend each other in a circle"),
+    ],
+)
+def test_broken_files_are_one_line(text: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert line in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.sampled_from(known_keys()), st.text(max_size=20))
+def test_any_value_is_taken_or_refused_in_one_line(key: str, value: str) -> None:
+    try:
+        recipe = load_recipe(RECIPES / "tiny" / "stage2.yaml", [f"{key}={value}"])
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(recipe, Recipe)
+
+
+def test_layout() -> None:
+    recipe = load_recipe(RECIPES / "8b" / "stage1.yaml")
+    assert layout_problems(recipe, 8) == []
+    assert "is not a multiple of" in layout_problems(recipe, 16)[0]
