@@ -1,0 +1,63 @@
+"""Two data-parallel ranks give the single process's losses, also when the number of ranks changes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from onevision.model.device import Ranks
+from onevision.recipe import Recipe
+from onevision.training.loop import train
+from onevision.training.metrics import read_metrics
+from tests.forks import forked, wait_for
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def train_on_two(recipe: Recipe, folder: Path, stop_after: int | None = None) -> None:
+    """Train on two ranks; with `stop_after`, ask one of them to stop once that many rows are there."""
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                forked(train, recipe, Ranks(rank, 2, rank, 2, f"file://{folder / f'rendezvous-{stop_after}'}"))
+            )
+            for rank in range(2)
+        ]
+        if stop_after is not None:
+            wait_for(lambda: len(read_metrics(recipe.output)) >= stop_after)
+            ranks[1].signal(15)
+        codes = [rank.join() for rank in ranks]
+        assert codes == ([75, 75] if stop_after is not None else [0, 0]), [rank.error for rank in ranks]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage1_5"])
+def test_two_ranks_equal_one(make_recipe: MakeRecipe, tmp_path: Path, stage: str) -> None:
+    settings = {
+        "global_batch_size": 4,
+        "steps": 6,
+        "stage": stage,
+        "model": {"preset": "tiny", "freeze": ["vision", "language"] if stage == "stage1" else []},
+    }
+    one, two = make_recipe("one", **settings), make_recipe("two", **settings)
+    train(one)
+    train_on_two(two, tmp_path)
+    expected, found = read_metrics(one.output), read_metrics(two.output)
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in found] == pytest.approx([row[key] for row in expected], rel=1e-5)
+    for key in ("step", "tokens", "slots", "samples", "patches", "target_tokens", "lr", "flops"):
+        assert [row[key] for row in found] == [row[key] for row in expected]
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    whole, moved = (make_recipe(name, global_batch_size=2, steps=8) for name in ("whole", "moved"))
+    train(whole)
+    train_on_two(moved, tmp_path, stop_after=3)
+    stopped = read_metrics(moved.output)[-1]["step"]
+    assert 3 <= stopped < 8
+    train(moved)
+    expected, found = read_metrics(whole.output), read_metrics(moved.output)
+    assert [row["step"] for row in found] == list(range(1, 9))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
