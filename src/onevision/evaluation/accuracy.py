@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -84,12 +85,17 @@ def prompt(question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data:
     )
 
 
+def wording(question: Question) -> str:
+    """The question without its figures, so that "larger: 3 or 7" and "larger: 2 or 9" are one wording."""
+    return re.sub(r"\d", "#", question.text)
+
+
 def constant_answers(asked: Iterable[Question]) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
-    """The most frequent answer to each (category, question text), and to each category."""
+    """The most frequent answer to each (category, wording), and to each category."""
     by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     by_category: dict[str, Counter[str]] = defaultdict(Counter)
     for question in asked:
-        by_text[question.category, question.text][normalise(question.answer)] += 1
+        by_text[question.category, wording(question)][normalise(question.answer)] += 1
         by_category[question.category][normalise(question.answer)] += 1
     return (
         {key: counts.most_common(1)[0][0] for key, counts in by_text.items()},
@@ -99,11 +105,11 @@ def constant_answers(asked: Iterable[Question]) -> tuple[dict[tuple[str, str], s
 
 def chance_levels(training: Iterable[Question], held_out: list[Question]) -> dict[str, float]:
     """What a reader without eyes would score: to each held-out question the answer that is most frequent in training
-    for the same question text, or for its category when the text does not occur there."""
+    for the same wording, or for its category when the wording does not occur there."""
     by_text, by_category = constant_answers(training)
     right: Counter[str] = Counter()
     for question in held_out:
-        guess = by_text.get((question.category, question.text), by_category.get(question.category))
+        guess = by_text.get((question.category, wording(question)), by_category.get(question.category))
         right[question.category] += guess == normalise(question.answer)
     counts = Counter(question.category for question in held_out)
     return {category: right[category] / count for category, count in counts.items()}
