@@ -190,7 +190,10 @@ class Checkpointer:
         if dist.get_rank() == 0:
             for leftover in (run / "checkpoints").glob(".step_*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        dist.barrier()
+        # All ranks write into one folder, whose name no writer left over from a killed run can know.
+        owner = [os.getpid()]
+        dist.broadcast_object_list(owner, src=0)
+        self._suffix = f"tmp{owner[0]}"
 
     def save(
         self, step: int, model: OneVisionModel, optimizer: Any = None, scheduler: Any = None, *, wait: bool = False
@@ -202,7 +205,7 @@ class Checkpointer:
         """
         self.wait()
         folder = step_folder(self.run, step)
-        temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+        temporary = folder.with_name(f".{folder.name}.{self._suffix}")
         if optimizer is None:
             state: dict[str, Any] = {"model": _weights(model)}
         else:
