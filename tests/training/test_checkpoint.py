@@ -7,12 +7,14 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from onevision.errors import DataError, InputError, StorageError
+from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.checkpoint import checkpoint_steps, find, newest, step_folder, verify
 from onevision.training.loop import train
@@ -130,6 +132,16 @@ def test_a_full_disk_loses_nothing(
     filler.unlink()
     train(recipe)
     assert curve(recipe.output) == curve(finished.output)
+
+
+def test_all_ranks_learn_of_a_full_disk(make_recipe: MakeRecipe, small_disk: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(str(small_disk / "run"), steps=4, checkpoint={"interval": 2, "keep": 2})
+    with (small_disk / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 1_000_000)
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(forked(train, recipe, Ranks(rank, 2, rank, 2, rendezvous))) for rank in range(2)]
+        assert [rank.join() for rank in ranks] == [StorageError.exit_code] * 2, [rank.error for rank in ranks]
 
 
 def _train_with_small_files(recipe: Recipe) -> None:

@@ -211,10 +211,7 @@ class Checkpointer:
         else:
             state = _training_state(model, optimizer, scheduler, is_loading=False)
         with _clean_failure(temporary):
-            if dist.get_rank() == 0:
-                temporary.mkdir(parents=True)
-                _check_space(temporary, state)
-            dist.barrier()
+            self._prepare(temporary, state)
             request = dist_checkpointing.save(
                 state, str(temporary), async_sharded_save=True, content_metadata=dict(CONTENT)
             )
@@ -238,6 +235,20 @@ class Checkpointer:
         """Wait, then end the writer."""
         self.wait()
         self._queue.close()
+
+    def _prepare(self, temporary: Path, state: dict[str, Any]) -> None:
+        """Make the folder, where there is room; all ranks raise when there is none."""
+        problem: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                with storage_errors(temporary):
+                    temporary.mkdir(parents=True)
+                _check_space(temporary, state)
+            except StorageError as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise StorageError(problem[0])
 
     def _commit(self, temporary: Path, step: int) -> None:
         if dist.get_rank() == 0:
