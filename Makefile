@@ -13,10 +13,16 @@ JOBS := .venv/bin/python -m jobs
 # RUN is a name below runs/, or a path.
 run = $(if $(filter runs/% ./% /%,$(RUN)),$(RUN),runs/$(RUN))
 
-# $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
-recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(ARGS)
+# Where: on a cluster NODES nodes for TIME, SITE being a profile of sbatch/clusters; without Slurm, here.
+place = $(NODES:%=nodes=%) $(TIME:%=time=%) $(SITE:%=site=%)
 
-ifneq ($(filter resume eval report export,$(MAKECMDGOALS)),)
+# $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
+recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(place) $(ARGS)
+
+# A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
+weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
+
+ifneq ($(filter resume eval report export logs cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -54,7 +60,7 @@ init: $(READY)  ## stage-0 checkpoint with random weights
 	@$(JOBS) init $(call recipe,stage0)
 
 import: $(READY)  ## stage-0 checkpoint of Hugging Face directories: LANGUAGE=dir VISION=dir, or EXPORTED=dir
-	@$(JOBS) import $(call recipe,stage0) $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
+	@$(JOBS) import $(call recipe,stage0) $(weights)
 
 stage1: $(READY)  ## stage 1: the adapter learns to join vision and language
 	@$(JOBS) train $(call recipe,stage1)
@@ -65,22 +71,45 @@ stage1_5: $(READY)  ## stage 1.5: all parts learn from the concept-balanced corp
 stage2: $(READY)  ## stage 2: all parts learn to follow instructions
 	@$(JOBS) train $(call recipe,stage2)
 
-resume: $(READY)  ## continue the run RUN from its last complete checkpoint
-	@$(JOBS) resume $(run) $(ARGS)
+resume: $(READY)  ## continue the run RUN from its last complete checkpoint, on any NODES
+	@$(JOBS) resume $(run) $(place) $(ARGS)
 
-status: $(READY)  ## every run, or RUN: step, loss, tokens/s, ETA
+pipeline: $(READY)  ## all steps, each a job that waits for those before it: records -> exported model
+	@$(JOBS) pipeline $(or $(RECIPE),jobs/recipes/$(MODEL)) $(weights) $(place) $(ARGS)
+
+status: $(READY)  ## every run, or RUN: state, nodes, step, loss, tokens/s, ETA, restarts, why it waits
 	@$(JOBS) status $(if $(RUN),$(run)) $(ARGS)
+
+logs: $(READY)  ## what RUN prints
+	@$(JOBS) logs $(run) $(ARGS)
+
+cancel: $(READY)  ## end the job of RUN, saved
+	@$(JOBS) cancel $(run) $(ARGS)
 
 ##@ Results
 
 eval: $(READY)  ## accuracy of RUN per category
-	@$(JOBS) evaluate $(run) $(ARGS)
+	@$(JOBS) evaluate $(run) $(place) $(ARGS)
 
 report: $(READY)  ## report.html of RUN
-	@$(JOBS) report $(run) $(ARGS)
+	@$(JOBS) report $(run) $(place) $(ARGS)
 
 export: $(READY)  ## Hugging Face directory of RUN: TO=dir
-	@$(JOBS) export $(run) $(TO:%=to=%) $(ARGS)
+	@$(JOBS) export $(run) $(TO:%=to=%) $(place) $(ARGS)
+
+##@ Slurm
+
+slurm-up:  ## a real Slurm of 16 nodes x 8 GPUs (fake devices) on this machine; needs root
+	@bash sbatch/localcluster/cluster.sh up
+
+slurm-down:  ## end it
+	@bash sbatch/localcluster/cluster.sh down
+
+slurm-check: $(READY)  ## disturb real jobs in every way there is, and show that nothing is lost
+	@.venv/bin/python -m benchmarks.slurm $(ARGS)
+
+scripts: $(READY)  ## write the plain sbatch scripts of sbatch/ anew
+	@$(JOBS) scripts
 
 ##@ Development
 
@@ -96,7 +125,8 @@ clean-demo:  ## remove what the demo made
 
 #? 
 #? Settings   MODEL=8b|4b|tiny   RECIPE=file.yaml   RUN=name   ARGS="key=value ..."   PYTHON=python3.11
-#? Example    make stage1_5 MODEL=4b RUN=first ARGS="optimizer.lr=2e-5"
+#? Slurm      NODES=16   TIME=1-00:00:00   SITE=a profile in sbatch/clusters (found by itself where it knows the cluster)
+#? Example    make stage1_5 MODEL=4b RUN=first NODES=16 ARGS="optimizer.lr=2e-5"
 
 # An environment that was copied along with the folder still points to the old place: make it anew.
 ifneq ($(wildcard $(READY)),)
@@ -108,5 +138,5 @@ endif
 $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
-.PHONY: help setup demo test corpus pack init import stage1 stage1_5 stage2 resume status eval report export \
-  test-fast lint clean-demo
+.PHONY: help setup demo test corpus pack init import stage1 stage1_5 stage2 resume pipeline status logs cancel eval \
+  report export slurm-up slurm-down slurm-check scripts test-fast lint clean-demo

@@ -32,10 +32,14 @@ JOBS = {
     "import": Job("jobs.convert:run_import", "a stage-0 checkpoint of Hugging Face directories"),
     "train": Job("jobs.train:run_train", "one stage; the same command continues it"),
     "resume": Job("jobs.train:run_resume", "continue a run from its folder alone"),
-    "status": Job("jobs.status:run", "what each run is doing: step, loss, tokens/s, ETA"),
+    "pipeline": Job("jobs.pipeline:run", "all steps from records to an exported model, by dependencies"),
+    "status": Job("jobs.status:run", "what each run is doing: nodes, step, loss, tokens/s, ETA, why it waits"),
+    "logs": Job("jobs.logs:run_logs", "the log of a run, while it grows"),
+    "cancel": Job("jobs.logs:run_cancel", "end the job of a run, saved"),
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
     "report": Job("jobs.report:run", "report.html of a run folder"),
+    "scripts": Job("jobs.scripts:run", "write the plain sbatch scripts of sbatch/ anew"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.place import SETTINGS, Place, place_of
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
@@ -11,7 +12,8 @@ from onevision.recipe import Recipe, load_recipe
 def parse(
     arguments: list[str], job: str, what: str, own: tuple[str, ...] = ()
 ) -> tuple[Path, list[str], dict[str, str]]:
-    """The one path, the recipe overrides, and the job's `own` settings (names that are not the recipe's).
+    """The one path, the recipe overrides, and the settings that are not the recipe's: the job's `own` ones and those
+    that say where it runs.
 
     Raises:
         InputError: there is not exactly one path.
@@ -20,18 +22,19 @@ def parse(
     if len(paths) != 1:
         raise InputError(f"{job} takes one {what} and key=value settings, not {' '.join(paths) or 'none'}")
     settings = [argument for argument in arguments if "=" in argument]
-    mine = {key: value for key, _, value in (setting.partition("=") for setting in settings) if key in own}
-    return Path(paths[0]), [setting for setting in settings if setting.partition("=")[0] not in own], mine
+    names = (*own, *SETTINGS)
+    mine = {key: value for key, _, value in (setting.partition("=") for setting in settings) if key in names}
+    return Path(paths[0]), [setting for setting in settings if setting.partition("=")[0] not in names], mine
 
 
-def recipe_of(arguments: list[str], job: str) -> Recipe:
-    """The recipe file that a job is started with.
+def recipe_of(arguments: list[str], job: str) -> tuple[Recipe, Place]:
+    """The recipe file that a job is started with, and where it runs.
 
     Raises:
         InputError: there is not exactly one, or it is wrong.
     """
-    path, overrides, _ = parse(arguments, job, "recipe file")
-    return load_recipe(path, overrides)
+    path, overrides, own = parse(arguments, job, "recipe file")
+    return load_recipe(path, overrides), place_of(own)
 
 
 def run_recipe(run: Path, overrides: list[str]) -> Recipe:

@@ -33,6 +33,10 @@ class Attempt:
         """The file in which a rank, or "launcher", says which process it is."""
         return self.work / f"{who}.json"
 
+    def record(self, rank: int) -> Path:
+        """What a rank leaves that ends itself without an outcome."""
+        return self.work / f"{rank}.ended"
+
     def show_log(self, rank: int, output: Path) -> None:
         """Make submitit's output file reachable under the log's name."""
         if not self.log(rank).is_symlink() and output.exists():

@@ -1,255 +1,273 @@
-"""Runs a call as a job and stays with it: shows its log, passes Ctrl-C on, brings back its value or error.
+"""The one executor builder: a site profile and a piece of work become a submitit executor, and its batch script.
 
-A job is a submitit job. Its processes leave the terminal's process group, so that a signal reaches each of them
-exactly once and by one way, from the launcher; what they start (data workers, checkpoint writers) gets none.
-A job outlives a launcher that dies, and `launch` refuses to start the same job beside it.
+    sbatch -> batch script on the first node:
+        python -m jobs.starts begin      may this job start once more?
+        srun, one task a node            node health; an unfit node is left out and the job starts again
+        srun, one task a rank            the work itself (jobs/task.py)
+        python -m jobs.starts end        done, again, or stop: scontrol requeue, or the exit code
 """
 
 from __future__ import annotations
 
 import os
-import re
-import signal
-import socket
-import sys
+import shlex
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
-import cloudpickle
-import psutil
 import submitit
-from submitit.core.utils import JobPaths, environment_variables, pickle_load
 
-from jobs.attempt import Attempt, new_attempt, process_of, runs
-from jobs.call import Call, Outcome
-from jobs.terminal import LogStream
-from onevision.errors import InputError, Interrupted, OneVisionError
-from onevision.files import storage_errors
+from jobs.health import arguments
+from jobs.nccl import read_nccl
+from jobs.records import Records
+from jobs.sites import Site
+from jobs.slurm import SlurmError
+from jobs.task import Task
+from onevision.errors import InputError
+from onevision.files import read_json, write_json
 
-# OpenMP's threads spin while they wait for each other. When another process takes one of their cores, that makes a
-# product of matrices ten times slower; sleeping costs nothing that can be measured.
-QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
-
-_POLL_SECONDS = 0.05
-_PEER_SECONDS = 10.0  # how long the other processes may go on after one has failed
-_SAVED = (75, 130)  # exit codes of Interrupted: each process saves and ends by itself, however long it takes
-_AGAIN_SECONDS = 1.0  # make, timeout and others repeat a signal: sooner than this it is the same Ctrl-C
-_TEN_YEARS = 10 * 365 * 24 * 60.0  # minutes; submitit ends a local job after 2 unless told otherwise
+ROOT = Path(__file__).parents[1]
+_MANY = 1_000_000  # starts: submitit counts some signals as time-outs; jobs/starts.py decides instead
 
 
-class JobFailed(OneVisionError):
-    """A job that ended badly: the line it left, and its exit code."""
+@dataclass(frozen=True)
+class Work:
+    """A call to be queued. `needs`: "cpu" a process, "gpu" a process with a GPU, "nodes" a rank a GPU of all nodes."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    name: str
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    log_folder: Path
+    needs: Literal["cpu", "gpu", "nodes"] = "cpu"
+    nodes: int = 1
+    run: Path | None = None  # run folder whose checkpoints are the progress of the work
+    steps: int = 0
+    minutes: int = 0  # time limit; 0: the site's
+    after: dict[int, str] = field(default_factory=dict)  # jobs that must have ended well before, by id
+
+    @property
+    def records(self) -> Records:
+        """Files of the queued job."""
+        return Records(self.log_folder.absolute() / "slurm", self.name)
 
 
-def visible_gpus() -> tuple[int, ...]:
-    """CUDA indices a job may use: those of CUDA_VISIBLE_DEVICES if it is set, else one a /dev/nvidia<number>.
+def queue(work: Work, site: Site) -> int:
+    """Queue the work on the site's Slurm; returns the job's number.
 
     Raises:
-        InputError: CUDA_VISIBLE_DEVICES names devices by something else than their index.
+        InputError: a job of that name in that folder waits or runs already.
+        SlurmError: Slurm refused.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-        return tuple(range(len(devices)))
-    try:
-        return tuple(int(index) for index in chosen.split(",") if index.strip())
-    except ValueError:
-        raise InputError(f"CUDA_VISIBLE_DEVICES={chosen}: give indices instead, such as 0,1") from None
-
-
-def local_executor(folder: Path, processes: int) -> submitit.LocalExecutor:
-    """The executor of this machine: `processes` tasks, a GPU for each while there are any, no time limit."""
-    gpus = visible_gpus()[:processes]
-    executor = submitit.LocalExecutor(folder)
-    executor.update_parameters(
-        tasks_per_node=processes,
-        gpus_per_node=len(gpus),
-        visible_gpus=gpus,
-        timeout_min=_TEN_YEARS,
-        stderr_to_stdout=True,
+    records = work.records
+    refuse_second(records, site)
+    records.folder.mkdir(parents=True, exist_ok=True)
+    executor = slurm_executor(work, site)
+    with _environment(site):
+        try:
+            job = executor.submit(Task(records, work.call, work.args))
+        except submitit.core.utils.FailedJobError as error:
+            lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
+            raise SlurmError(" ".join(lines) or str(error).splitlines()[0]) from None
+    job_id = int(job.job_id)
+    write_json(
+        records.job,
+        {
+            "job_id": job_id,
+            "name": work.name,
+            "site": site.name,
+            "slurm_conf": site.slurm_conf,
+            "nodes": work.nodes,
+            "tasks_per_node": _tasks(work, site),
+            "submitted": time.time(),
+            "run": str(work.run or ""),
+            "steps": work.steps,
+            "after": {str(number): name for number, name in work.after.items()},
+        },
     )
+    return job_id
+
+
+def refuse_second(records: Records, site: Site) -> None:
+    """Raise InputError when the last submission is still in the queue."""
+    if records.job.exists():
+        former = read_json(records.job)["job_id"]
+        queued = site.slurm.queue().get(former)
+        if queued is not None:
+            raise InputError(
+                f"{records.name} is in the queue already as job {former} ({queued.state.lower()}): "
+                "wait for it (make status), or end it (make cancel)"
+            )
+
+
+def slurm_executor(work: Work, site: Site) -> submitit.SlurmExecutor:
+    """The submitit executor of a piece of work."""
+    with _environment(site):
+        executor = submitit.SlurmExecutor(
+            work.records.folder, max_num_timeout=_MANY, python=python_command(site, gpu=work.needs != "cpu")
+        )
+    executor.update_parameters(**parameters(work, site))
     return executor
 
 
-def launch(name: str, call: Callable[..., Any], *args: Any, log_folder: Path, processes: int = 1) -> Any:
-    """Run `call(*args)` in a job of `processes` processes and return the value of its rank 0.
-
-    The processes find RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in their environment. The log
-    of rank 0 is shown here; each start leaves `<name>-<time>.log` (and `.rank<k>.log`) in `log_folder`. Call it
-    from the main thread: it handles SIGINT and SIGTERM while the job runs.
-
-    Raises:
-        JobFailed: with the line and the exit code of the OneVisionError raised in the job; an unexpected
-            exception gives exit code 1, a killed process 137, both with a line that names the log.
-        Interrupted: the job finished in spite of a SIGINT or SIGTERM; nothing should follow it.
-        InputError: the job of an earlier start in `log_folder` still runs.
-    """
-    with _Stop() as stop:
-        with storage_errors(log_folder):
-            attempt = new_attempt(Path(log_folder).absolute(), name)
-            job = _submit(attempt, processes, Call(name, attempt, call, args))
-        tasks = [_Task(attempt, rank, job.task(rank).paths) for rank in range(processes)]
-        stream = LogStream(tasks[0].paths.stdout, sys.stdout)
-        try:
-            failed = _follow(job, tasks, stream, stop)
-        finally:
-            if tasks[0].started:  # before, there is nothing but submitit's own trouble to show
-                stream.close()
-        attempt.settle()
-    if failed is not None:
-        raise _error(name, failed, stop)
-    if stop.signum:
-        raise Interrupted(f"stopped after job {name}, which had finished", stop.signum)
-    outcome = tasks[0].outcome
-    assert outcome is not None
-    return cloudpickle.loads(outcome.value)
+def script_text(work: Work, site: Site) -> str:
+    """The batch script as sbatch gets it."""
+    executor = slurm_executor(work, site)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def _submit(attempt: Attempt, processes: int, call: Call) -> Any:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # submitit's controller would answer the terminal's Ctrl-C with a SIGKILL of the job after a second: it
-    # inherits that SIGINT is ignored. Its log lines would stand among the job's.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def parameters(work: Work, site: Site) -> dict[str, Any]:
+    """submitit's parameters: what is asked of Slurm, and the lines of the batch script before and after srun."""
+    training = work.needs == "nodes"
+    gpus = {"cpu": 0, "gpu": min(1, site.gpus_per_node), "nodes": site.gpus_per_node}[work.needs]
+    partition = site.partition if work.needs != "cpu" else site.cpu_partition or site.partition
+    further: dict[str, Any] = {
+        "requeue": True,
+        "distribution": "block",  # neighbouring ranks on one node
+        "kill-on-invalid-dep": "yes",
+    }
+    if site.reservation:
+        further["reservation"] = site.reservation
+    if training and not site.memory_gb and site.exclusive:
+        further["mem"] = 0  # all of the node's
+    excluded = ",".join(sorted(work.records.excluded()))
+    asked: dict[str, Any] = {
+        "job_name": _job_name(work),
+        "comment": str(work.run or work.log_folder.parent),
+        "partition": partition or None,
+        "account": site.account or None,
+        "qos": site.qos or None,
+        "constraint": site.constraint or None,
+        "exclude": excluded if training and excluded else None,
+        "exclusive": True if training and site.exclusive else None,
+        "time": work.minutes or site.minutes,
+        "nodes": work.nodes,
+        "ntasks_per_node": _tasks(work, site),
+        "cpus_per_task": site.cpus_per_task,
+        "gpus_per_node": gpus or None,
+        "mem": f"{site.memory_gb:g}G" if training and site.memory_gb else None,
+        "signal_delay_s": site.signal_seconds,
+        "dependency": "afterok:" + ":".join(map(str, work.after)) if work.after else None,
+        "stderr_to_stdout": True,
+        "setup": setup_lines(work, site),
+        "srun_args": srun_options(site),
+        "teardown": teardown_lines(work, site),
+        "additional_parameters": further | dict(site.sbatch),
+    }
+    return {name: value for name, value in asked.items() if value is not None} | {"wckey": None}
+
+
+def srun_options(site: Site) -> list[str]:
+    """Options of the srun that starts the ranks. srun does not take --cpus-per-task from the job: it must be told."""
+    options = [f"--cpus-per-task={site.cpus_per_task}", "--distribution=block", "--kill-on-bad-exit=1", "--mpi=none"]
+    if site.cpu_bind:
+        options.append(f"--cpu-bind={site.cpu_bind}")
+    return [*options, *site.srun]
+
+
+def setup_lines(work: Work, site: Site) -> list[str]:
+    """Lines of the batch script before srun."""
+    python = python_command(site, gpu=False)
+    records = _quoted(work.records)
+    lines = [f"module load {' '.join(site.modules)}"] if site.modules else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment(site).items()]
+    lines += [
+        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))",
+        "export SUBMITIT_LOG_LEVEL=WARNING",
+        "trap : TERM  # the ranks hear it too; how they end decides below",
+        "again() {  # queue this job again, without the nodes $1",
+        "    trap '' TERM  # Slurm ends this script when it queues the job again",
+        "    for _ in $(seq 60); do",
+        '        case $(squeue -h -j "$SLURM_JOB_ID" -o %T) in',
+        '        RUNNING) scontrol requeue "$SLURM_JOB_ID" &&',
+        '            { [ -z "$1" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1"; exit 75; } ;;',
+        "        ?*) exit 75 ;;  # cancelled, or queued again already",
+        "        esac",
+        "        sleep 5  # the controller does not answer",
+        "    done",
+        "    exit 75",
+        "}",
+        f"{python} -m jobs.starts begin {records} {_run(work)}|| exit $?",
+    ]
+    if work.needs == "nodes":
+        lines += health_lines(work, site)
+    return [f"cd {shlex.quote(str(Path.cwd()))} || exit 2", *lines]
+
+
+def health_lines(work: Work, site: Site) -> list[str]:
+    """Lines of the batch script that look at the nodes."""
+    python = python_command(site, gpu=True)
+    records = work.records
+    folder = shlex.quote(str(records.health))
+    one_each = 'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --mpi=none'
+    settings = shlex.join(arguments(site))
+    lines = [f"{one_each} {python} -m jobs.health node {folder} {settings}"]
+    if site.health.allreduce_gbps:
+        options = " ".join(srun_options(site))
+        lines.append(f"srun {options} {python} -m jobs.health allreduce {folder} {settings}")
+    return [
+        *lines,
+        f'unfit=$({python} -m jobs.starts fit {_quoted(records)} '
+        '"$(scontrol show hostnames "$SLURM_JOB_NODELIST")")',
+        'code=$?; if [ $code = 75 ]; then again "$unfit"; elif [ $code != 0 ]; then exit $code; fi',
+    ]
+
+
+def teardown_lines(work: Work, site: Site) -> list[str]:
+    """Lines of the batch script after srun, whose exit code they find in `$?`."""
+    python = python_command(site, gpu=False)
+    return [
+        f"{python} -m jobs.starts end {_quoted(work.records)} $? {site.max_restarts} {_run(work)}".rstrip(),
+        'code=$?; if [ $code = 75 ]; then again ""; fi',
+        "exit $code",
+    ]
+
+
+def environment(site: Site) -> dict[str, str]:
+    """Variables of the batch script: they choose ways and interfaces of communication, never a result."""
+    values = read_nccl(ROOT / site.nccl) if site.nccl else {}
+    if site.network_interface:
+        values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), site.network_interface)
+    return values
+
+
+def python_command(site: Site, *, gpu: bool) -> str:
+    """The command that runs Python on a node."""
+    if not site.container:
+        return shlex.quote(str(ROOT / site.python))
+    binds = [option for bind in [str(Path.cwd()), *site.container_binds] for option in ("--bind", bind)]
+    command = ["apptainer", "exec", *(["--nv"] if gpu else []), *binds, site.container, "python"]
+    return shlex.join(command)
+
+
+def _tasks(work: Work, site: Site) -> int:
+    return site.ranks_per_node if work.needs == "nodes" else 1
+
+
+def _job_name(work: Work) -> str:
+    parent = (work.run or work.log_folder).parent.name
+    return f"{parent}.{work.name}" if parent not in ("", "runs") else work.name
+
+
+def _quoted(records: Records) -> str:
+    return f"{shlex.quote(str(records.folder))} {shlex.quote(records.name)}"
+
+
+def _run(work: Work) -> str:
+    return f"{shlex.quote(str(work.run))} " if work.run is not None else ""
+
+
+@contextmanager
+def _environment(site: Site) -> Iterator[None]:
+    """os.environ as Slurm's commands should see it; submitit hands it on."""
+    former = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(site.slurm.environment())
     try:
-        with environment_variables(SUBMITIT_LOG_LEVEL="CRITICAL", MASTER_PORT=port, **QUIET_THREADS):
-            return local_executor(attempt.work, processes).submit(call)
-    except BaseException:
-        attempt.settle()
-        raise
+        yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _follow(job: Any, tasks: list[_Task], stream: LogStream, stop: _Stop) -> _Task | None:
-    """Stay with the job until all its processes are gone; the first one that failed, if any."""
-    failed: _Task | None = None
-    announced = killed = False
-    kill_at = float("inf")
-    while True:
-        controller_gone = job.done()
-        signum = stop.signum
-        for task in tasks:
-            task.poll(controller_gone)
-            if failed is None and task.failed:
-                failed = task
-                kill_at = time.monotonic() + _patience(task)
-        if tasks[0].started:
-            stream.forward()
-        if (stop.at_once or time.monotonic() >= kill_at) and not killed:
-            _kill(job, tasks)
-            killed = True
-        if all(task.ended for task in tasks):
-            return failed
-        if signum and not announced:
-            stream.note("stopping after this step and saving; Ctrl-C again to stop at once")
-            announced = True
-        for task in tasks:
-            task.pass_on(signum)
-        time.sleep(_POLL_SECONDS)
-
-
-def _patience(failed: _Task) -> float:
-    """Seconds until what is left of the job is killed."""
-    if failed.outcome is None:
-        return 0.0
-    return float("inf") if failed.outcome.exit_code in _SAVED else _PEER_SECONDS
-
-
-def _kill(job: Any, tasks: list[_Task]) -> None:
-    for task in tasks:
-        task.kill()
-    with suppress(psutil.NoSuchProcess):  # those that have not said who they are yet
-        for process in psutil.Process(int(job.job_id)).children():
-            process.kill()
-
-
-def _error(name: str, failed: _Task, stop: _Stop) -> OneVisionError:
-    if failed.outcome is not None:
-        return JobFailed(failed.outcome.message, failed.outcome.exit_code)
-    if stop.at_once:
-        return Interrupted(f"job {name} was stopped at once; what it had saved is untouched", stop.signum)
-    line = f"job {name} was killed from outside (kill -9, out of memory) or crashed; see {failed.log}"
-    return JobFailed(line, 128 + signal.SIGKILL)
-
-
-class _Stop:
-    """Remembers SIGINT and SIGTERM of the launcher while its block runs."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self.at_once = False
-        self._since = 0.0
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._former[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for signum, handler in self._former.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self.signum:
-            self.signum, self._since = signum, time.monotonic()
-        elif signum == signal.SIGINT and time.monotonic() - self._since > _AGAIN_SECONDS:
-            self.at_once = True
-
-
-class _Task:
-    """A process of the job, seen from the launcher."""
-
-    def __init__(self, attempt: Attempt, rank: int, paths: JobPaths) -> None:
-        self.paths = paths
-        self.log = attempt.log(rank)
-        self.started = self.ended = False
-        self.outcome: Outcome | None = None
-        self._attempt, self._rank = attempt, rank
-        self._pid = 0
-        self._process: psutil.Process | None = None
-        self._passed_on = False
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.outcome.exit_code) if self.outcome else self.ended
-
-    def poll(self, controller_gone: bool) -> None:
-        """Look again whether it has started, ended, and what it has left."""
-        self._attempt.show_log(self._rank, self.paths.stdout)
-        identity = self._attempt.identity(self._rank)
-        if not self.started and identity.exists():
-            self.started = True
-            self._pid, self._process = process_of(identity)
-        self.ended = not runs(self._process) if self.started else controller_gone
-        if self.outcome is None and self.paths.result_pickle.exists():
-            kind, result = pickle_load(self.paths.result_pickle)
-            self.outcome = result if kind == "success" else self._start_error(str(result))
-
-    def pass_on(self, signum: int) -> None:
-        """Send the signal once, as soon as the process listens."""
-        if signum and self.started and not self._passed_on and runs(self._process):
-            self._passed_on = True
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signum)
-
-    def kill(self) -> None:
-        """Kill it and all that it has started, which may have outlived it."""
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-
-    def _start_error(self, trace: str) -> Outcome:
-        return Outcome(1, f"the job could not start: {trace.strip().splitlines()[-1]}; see {self.log}")
+        os.environ.clear()
+        os.environ.update(former)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs.arguments import parse, run_recipe
-from jobs.cluster import launch
-from jobs.train import quiet
+from jobs.cluster import Work
+from jobs.place import place_of, start
+from jobs.ranks import quiet
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
+
+SOURCES = ("language", "vision", "exported")  # settings that name where weights come from
 
 
 def run_import(arguments: list[str]) -> int:
@@ -19,13 +22,13 @@ def run_import(arguments: list[str]) -> int:
     Makes the recipe's stage-0 checkpoint of a Qwen3 directory and a RICE-ViT directory (the adapter is drawn from the
     seed), or of an exported LLaVA-OneVision-1.5 directory.
     """
-    path, overrides, own = parse(arguments, "import", "recipe file", ("language", "vision", "exported"))
+    path, overrides, own = parse(arguments, "import", "recipe file", SOURCES)
     recipe = load_recipe(path, overrides)
-    if set(own) not in ({"language", "vision"}, {"exported"}):
+    sources = {key: own[key] for key in SOURCES if key in own}
+    if set(sources) not in ({"language", "vision"}, {"exported"}):
         raise InputError("import needs language=DIR (Qwen3) and vision=DIR (RICE-ViT), or exported=DIR alone")
-    summary = launch("import", import_here, recipe, own, log_folder=Path(recipe.output) / "log")
-    print(f"{recipe.output}: {summary}")
-    return 0
+    work = import_work(recipe, sources)
+    return start(work, place_of(own), lambda summary: print(f"{recipe.output}: {summary}"))
 
 
 def run_export(arguments: list[str]) -> int:
@@ -39,9 +42,18 @@ def run_export(arguments: list[str]) -> int:
         raise InputError(f"step={own['step']} is not a number")
     output = Path(own.get("to", run / "export"))
     step = int(own["step"]) if "step" in own else None
-    summary = launch("export", export_here, recipe, run, step, output, log_folder=run / "log")
-    print(f"{output}: {summary}")
-    return 0
+    work = export_work(recipe, run, step, output)
+    return start(work, place_of(own), lambda summary: print(f"{output}: {summary}"))
+
+
+def import_work(recipe: Recipe, sources: dict[str, str]) -> Work:
+    """The import job: `sources` has language and vision, or exported."""
+    return Work("import", import_here, (recipe, sources), log_folder=Path(recipe.output) / "log")
+
+
+def export_work(recipe: Recipe, run: Path, step: int | None, output: Path) -> Work:
+    """The export job of a run folder."""
+    return Work("export", export_here, (recipe, run, step, output), log_folder=run / "log")
 
 
 def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
@@ -58,6 +70,6 @@ def export_here(recipe: Recipe, run: Path, step: int | None, output: Path) -> di
     """The export job itself."""
     quiet()
     from onevision.convert.exporting import export
-    from onevision.training.checkpoint import step_folder
+    from onevision.training.checkpoint_files import step_folder
 
     return export(run if step is None else step_folder(run, step), recipe.data, output).summary

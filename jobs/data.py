@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.arguments import recipe_of
-from jobs.cluster import launch
+from jobs.cluster import Work
+from jobs.place import start
 from onevision.corpus.build import build_corpus
 from onevision.errors import InputError
 from onevision.packing.build import build_packs
@@ -18,10 +19,9 @@ def run_corpus(arguments: list[str]) -> int:
     Imports `data.source` (records.jsonl and images) into tar shards and corpus.h5 under `data.corpus`, with the lengths
     of every sample by `data.tokenizer`.
     """
-    recipe = recipe_of(arguments, "corpus")
+    recipe, place = recipe_of(arguments, "corpus")
     output = _required(recipe.data.corpus, "data.corpus")
-    launch("corpus", build_corpus, recipe.data, output, log_folder=output.parent / "log")
-    return 0
+    return start(corpus_work(recipe, output), place)
 
 
 def run_pack(arguments: list[str]) -> int:
@@ -29,17 +29,19 @@ def run_pack(arguments: list[str]) -> int:
 
     Packs the samples of `data.corpus` into sequences of `data.sequence_length` tokens: packs.h5 under `data.packs`.
     """
-    recipe = recipe_of(arguments, "pack")
+    recipe, place = recipe_of(arguments, "pack")
     output = _required(recipe.data.packs, "data.packs")
-    launch("pack", build_packs, recipe.data, output, log_folder=output.parent / "log")
-    return 0
+    return start(pack_work(recipe, output), place)
 
 
-def build_data(recipe: Recipe, held_out: Recipe) -> None:
-    """The corpus and packs of training and the corpus of evaluation, in one process."""
-    build_corpus(recipe.data, Path(recipe.data.corpus))
-    build_corpus(held_out.data, Path(held_out.data.corpus))
-    build_packs(recipe.data, Path(recipe.data.packs))
+def corpus_work(recipe: Recipe, output: Path) -> Work:
+    """The corpus job."""
+    return Work("corpus", build_corpus, (recipe.data, output), log_folder=output.parent / "log")
+
+
+def pack_work(recipe: Recipe, output: Path) -> Work:
+    """The pack job."""
+    return Work("pack", build_packs, (recipe.data, output), log_folder=output.parent / "log")
 
 
 def _required(folder: str, key: str) -> Path:

@@ -10,10 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.cluster import launch
-from jobs.data import build_data
-from jobs.train import quiet, train_stage
+from jobs.cluster import Work
+from jobs.here import launch
+from jobs.ranks import quiet
+from jobs.train import train_stage
+from onevision.corpus.build import build_corpus
 from onevision.errors import InputError
+from onevision.packing.build import build_packs
 from onevision.progress import duration
 from onevision.recipe import Recipe, load_recipe
 
@@ -53,6 +56,18 @@ def run(arguments: list[str]) -> int:
 
 def make_data(recipe: Recipe) -> None:
     """Source, tokenizer, training corpus, held-out corpus, packs."""
+    make_source(recipe)
+    build_corpus(recipe.data, Path(recipe.data.corpus))
+    build_packs(recipe.data, Path(recipe.data.packs))
+
+
+def source_work(recipe: Recipe) -> Work:
+    """The job that draws the records of the tiny recipes."""
+    return Work("source", make_source, (recipe,), log_folder=Path(recipe.data.source).parent / "log")
+
+
+def make_source(recipe: Recipe) -> None:
+    """Records for training and for the held-out questions, the tokenizer, and the held-out corpus."""
     from onevision.demo.source import build_source
     from onevision.demo.tokenizer import build_tokenizer
     from onevision.model.presets import PRESETS
@@ -60,10 +75,8 @@ def make_data(recipe: Recipe) -> None:
     train = Path(recipe.data.source)
     build_source(train.parent, SEED)
     build_tokenizer(train, Path(recipe.data.tokenizer), vocab_size=PRESETS[recipe.model.preset].language.vocab_size)
-    held_out = replace(
-        recipe, data=replace(recipe.data, source=str(train.parent / "heldout"), corpus=recipe.evaluation.corpus)
-    )
-    build_data(recipe, held_out)
+    held_out = replace(recipe.data, source=str(train.parent / "heldout"), corpus=recipe.evaluation.corpus)
+    build_corpus(held_out, Path(held_out.corpus))
 
 
 def make_before(recipe: Recipe) -> None:

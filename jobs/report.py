@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.arguments import parse, run_recipe
-from jobs.cluster import launch
-from jobs.train import quiet
+from jobs.cluster import Work
+from jobs.place import place_of, start
+from jobs.ranks import quiet
 from onevision.recipe import Recipe
 
 
@@ -15,11 +16,10 @@ def run(arguments: list[str]) -> int:
 
     Writes RUN/report.html and RUN/summary.json: curves, throughput, packs, and the answers of its last evaluation.
     """
-    path, overrides, _ = parse(arguments, "report", "run folder")
+    path, overrides, own = parse(arguments, "report", "run folder")
     recipe = run_recipe(path, overrides)
-    report = launch("report", report_here, recipe, path, log_folder=path / "log")
-    print(f"open {report}")
-    return 0
+    work = Work("report", report_here, (recipe, path), log_folder=path / "log")
+    return start(work, place_of(own), lambda report: print(f"open {report}"))
 
 
 def report_here(recipe: Recipe, run: Path) -> Path:

@@ -1,84 +1,142 @@
-"""What each run is doing, read from its folder alone."""
+"""A table of what every run and every queued job is doing. jobs/facts.py reads, jobs/judge.py judges, this shows.
+
+It reads JSON only and asks each Slurm at most twice (squeue, sacct), so that it answers at once with many runs.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jobs.arguments import run_recipe
-from onevision.progress import duration
+from jobs.facts import ROOTS, Answers, ask, elsewhere, find
+from jobs.judge import Row, bad_nodes, judge
+from onevision.errors import InputError
+
+_STYLES = {
+    "running": "green",
+    "finished": "dim",
+    "queued": "yellow",
+    "restarting": "yellow",
+    "failed": "bold red",
+    "lost node": "bold red",
+    "gone": "bold red",
+    "cancelled": "red",
+}
+_UNLIMITED = 10_000  # columns
 
 
 def run(arguments: list[str]) -> int:
     """python -m jobs status [RUN ...]
 
-    A table of the given run folders, or of all below runs/: state, step, loss, tokens/s of the last step, ETA.
+    A table of the runs and jobs in the given folders, or of all in runs/ and data/: state and why it waits, nodes, step,
+    loss and tokens/s of the last step, ETA, restarts and the steps they did again. Whole messages of what went wrong, and
+    the nodes that are left out, stand below it.
     """
-    folders = [Path(argument) for argument in arguments] or sorted(
-        path.parent for path in Path("runs").glob("**/run.json")
-    )
-    if not folders:
+    console = Console(highlight=False)
+    facts = []
+    for name in arguments or ROOTS:
+        found = find(Path(name))
+        if arguments and not found:
+            raise InputError(nothing_in(Path(name)))
+        facts += found
+    if not facts:
         print("no runs yet: `make demo` makes the first ones")
         return 0
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("run", "state", "step", "loss", "tokens/s", "ETA"):
-        left = column in ("run", "state")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "state")
-    for folder in folders:
-        table.add_row(*_row(folder))
-    Console().print(table)
+    answers = Answers()
+    with console.status("asking Slurm") if console.is_terminal else nullcontext():
+        ask(facts, answers)
+    if not arguments:
+        facts += elsewhere(facts, answers)
+    rows = judge(facts, answers, datetime.now())
+    show(console, rows, bad_nodes(facts, rows), answers)
     return 0
 
 
-def _row(folder: Path) -> list[str]:
-    recipe = run_recipe(folder, [])
-    last = _last_row(folder / "metrics.jsonl")
-    state = _state(folder)
-    if recipe.stage == "stage0":
-        return [str(folder), state, "", "", "", ""]
-    if last is None:
-        return [str(folder), state, f"0/{recipe.train.steps}", "", "", ""]
-    left = (recipe.train.steps - last["step"]) * last["step_seconds"]
-    return [
-        str(folder),
-        state,
-        f"{last['step']}/{recipe.train.steps}",
-        f"{last['loss']:.4f}",
-        f"{last['tokens_per_second']:,.0f}",
-        duration(left) if state == "running" else "",
-    ]
+def show(console: Console, rows: Sequence[Row], left_out: dict[str, str], answers: Answers) -> None:
+    """Print the table and what belongs to it. A terminal too narrow for all columns has nodes and restarts below the
+    state; where the output is no terminal each row is one line, however long."""
+    for why in answers.unreachable.values():
+        _line(console, f"Slurm does not answer, what follows is from the folders alone ({why})", "yellow")
+    for why in answers.unaccounted.values():
+        _line(console, f"no accounting: how jobs ended that left no word is not known ({why})", "yellow")
+    width = console.width if console.is_terminal else _UNLIMITED
+    table = _wide(rows)
+    natural = Console(width=_UNLIMITED).measure(table).maximum
+    if natural > width:
+        table = _narrow(rows)
+    elif not console.is_terminal:
+        console.width = max(natural, console.width)
+    console.print(table)
+    for row in rows:
+        if row.message:
+            _line(console, f"{row.label}: {row.message}")
+    for node, reason in left_out.items():
+        _line(console, f"{node}: {reason}")
 
 
-def _state(folder: Path) -> str:
-    if (folder / "step.json").exists():
-        return "finished"
-    try:
-        with (folder / ".lock").open("rb") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return "not started"
-    except BlockingIOError:
-        return "running"
-    return "stopped; make resume continues it"
+def _wide(rows: Sequence[Row]) -> Table:
+    cells = [[_label(row), _state(row), *map(Text, _figures(row)), *map(Text, (row.restarts, row.nodes))] for row in rows]
+    columns = ["run", "state", "step", "loss", "tokens/s", "ETA", "restarts", "nodes"]
+    return _table(columns, cells, fold=())
 
 
-def _last_row(path: Path) -> dict[str, Any] | None:
-    """The last whole row, read from the end of the file: a run of days has a large one."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65_536))
-        for line in reversed(file.read().split(b"\n")):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                return row
-    return None
+def _narrow(rows: Sequence[Row]) -> Table:
+    cells = []
+    for row in rows:
+        state = _state(row)
+        if row.nodes:
+            state.append(f"\n{row.nodes}")
+        if row.restarts:
+            state.append(f"\nrestarts: {row.restarts}")
+        cells.append([_label(row), state, *map(Text, _figures(row))])
+    return _table(["run", "state", "step", "loss", "tokens/s", "ETA"], cells, fold=("run", "state"))
+
+
+def _table(columns: list[str], cells: list[list[Text]], fold: tuple[str, ...]) -> Table:
+    """A table without the columns that are empty in all rows."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    used = [index for index in range(len(columns)) if index < 2 or any(row[index].plain for row in cells)]
+    for index in used:
+        right = columns[index] in ("step", "loss", "tokens/s", "ETA")
+        table.add_column(
+            columns[index],
+            justify="right" if right else "left",
+            no_wrap=columns[index] not in fold,
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*(row[index] for index in used))
+    return table
+
+
+def _label(row: Row) -> Text:
+    return Text(row.label)
+
+
+def _state(row: Row) -> Text:
+    text = Text(row.state, style=_STYLES.get(row.state, ""))
+    if row.why:
+        text.append(f": {row.why}")
+    return text
+
+
+def _figures(row: Row) -> tuple[str, str, str, str]:
+    return row.step, row.loss, row.speed, row.left
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def nothing_in(folder: Path) -> str:
+    """The error for a folder in which there is neither a run nor a job."""
+    there = ", ".join(sorted({str(facts.folder) for root in ROOTS for facts in find(Path(root))})) or "none"
+    what = "holds no run and no queued job" if folder.is_dir() else "does not exist"
+    return f"{folder} {what}; folders with runs or jobs: {there}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster import QUIET_THREADS
+from jobs.here import QUIET_THREADS
 
 os.environ.update(QUIET_THREADS)  # before torch is loaded; forked processes have it too
 

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_loads_and_comes_back_from_its_run_folder(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.model.preset == path.parent.name
+    assert path.parent.name.startswith(recipe.model.preset)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert recipe_from(recipe_dict(recipe)) == recipe
@@ -64,6 +64,8 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("data.min_pixels=3000000", "is above data.max_pixels"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0 is above optimizer.lr"),
         ("train.global_batch_size=3 train.micro_batch_size=2", "is not a multiple of train.micro_batch_size=2"),
+        ("parallel.tensor=0", "parallel.tensor=0 must be at least 1"),
+        ("train.precision=fp16", "is not one of bf16, fp32, fp8"),
         ("train", "is not of the form key=value"),
         ("train=5", "train=5 is not a section"),
     ],
@@ -106,7 +108,19 @@ def test_any_value_is_taken_or_refused_in_one_line(key: str, value: str) -> None
         assert isinstance(recipe, Recipe)
 
 
-def test_layout() -> None:
-    recipe = load_recipe(RECIPES / "8b" / "stage1.yaml")
-    assert layout_problems(recipe, 8) == []
-    assert "is not a multiple of" in layout_problems(recipe, 16)[0]
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "line"),
+    [
+        ([], 8, None),
+        ([], 16, "train.global_batch_size=8 is not a multiple of train.micro_batch_size=1 x 16 data-parallel"),
+        (["train.global_batch_size=40"], 16, "set it to 32 or 48"),
+        (["parallel.tensor=2"], 16, None),
+        (["parallel.tensor=4", "parallel.pipeline=2"], 64, None),
+        (["parallel.tensor=4", "parallel.pipeline=2"], 128, "x 16 data-parallel ranks"),
+        (["parallel.tensor=4", "parallel.pipeline=2"], 12, "parallel.tensor=4 x parallel.pipeline=2 does not divide"),
+    ],
+)
+def test_layout(overrides: list[str], ranks: int, line: str | None) -> None:
+    problems = layout_problems(load_recipe(RECIPES / "8b" / "stage1.yaml", overrides), ranks)
+    assert len(problems) == (line is not None)
+    assert line is None or line in problems[0]

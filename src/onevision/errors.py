@@ -1,7 +1,8 @@
 """Errors a user can act on. Each is one line that names the file and the value, and an exit code Slurm can act on.
 
-Exit codes: 2 wrong input, 3 bad data above the threshold, 4 diverged (a rerun would end the same); 74 storage failed
-(requeue after making room), 75 interrupted by the system and saved (requeue), 130 interrupted by a person and saved.
+Exit codes: 2 wrong input, 3 bad data above the threshold, 4 diverged (a rerun would end the same); 73 the folder is
+another process's (requeue), 74 storage failed (requeue after making room), 75 interrupted by the system and saved
+(requeue), 76 hung (requeue), 130 interrupted by a person and saved.
 """
 
 from __future__ import annotations
@@ -45,3 +46,15 @@ class Interrupted(OneVisionError):
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.exit_code = 130 if signum == signal.SIGINT else 75
+
+
+class Busy(OneVisionError):
+    """Another process writes into the folder, or has not been seen to end yet."""
+
+    exit_code = 73
+
+
+class Hung(OneVisionError):
+    """A step was not finished in time: this rank, or one that it waits for, does not answer."""
+
+    exit_code = 76

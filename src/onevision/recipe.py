@@ -69,11 +69,20 @@ class TrainRecipe:
     steps: int = 100
     global_batch_size: int = 8  # packs a step over all ranks
     micro_batch_size: int = 1  # packs a forward pass
-    precision: str = "bf16"  # bf16, fp32
+    precision: str = "bf16"  # bf16, fp32, fp8 (no part of this version: training refuses it)
     init_from: str = ""  # run folder or checkpoint whose weights are the start; empty: initialised from the seed
     log_interval: int = 1  # steps between rows of metrics.jsonl
     peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
     threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
+    hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
+
+
+@dataclass(frozen=True)
+class ParallelRecipe:
+    """How one copy of the model is spread over ranks; the other ranks are data-parallel. Results differ by rounding."""
+
+    tensor: int = 1  # ranks that share every layer
+    pipeline: int = 1  # ranks that have a part of the language layers each
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
@@ -114,7 +124,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "model.preset": ("tiny", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
-    "train.precision": ("bf16", "fp32"),
+    "train.precision": ("bf16", "fp32", "fp8"),
 }
 MODULES = ("vision", "adapter", "language")
 
@@ -138,6 +148,9 @@ _MINIMUM: dict[str, float] = {
     "train.log_interval": 1,
     "train.peak_tflops": 0,
     "train.threads": 0,
+    "train.hang_seconds": 0,
+    "parallel.tensor": 1,
+    "parallel.pipeline": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
     "evaluation.max_new_tokens": 1,
@@ -297,11 +310,21 @@ def recipe_problems(recipe: Recipe) -> list[str]:
 
 
 def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
-    """What keeps a recipe from running on `world_size` data-parallel ranks."""
-    train = recipe.train
-    if train.global_batch_size % (train.micro_batch_size * world_size):
+    """What keeps a recipe from running on `world_size` ranks, each naming the value and what to change."""
+    parallel, train = recipe.parallel, recipe.train
+    model_ranks = parallel.tensor * parallel.pipeline
+    if world_size % model_ranks:  # how many ranks share the batch cannot be said
+        return [
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} does not divide "
+            f"{world_size} ranks: choose sizes whose product does, or another number of nodes"
+        ]
+    data_ranks = world_size // model_ranks
+    packs = train.micro_batch_size * data_ranks
+    if train.global_batch_size % packs:
+        below = train.global_batch_size // packs * packs
+        choices = " or ".join(str(size) for size in (below, below + packs) if size)
         return [
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {world_size} ranks"
+            f"{train.micro_batch_size} x {data_ranks} data-parallel ranks: set it to {choices}, or use other nodes"
         ]
     return []

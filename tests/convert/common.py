@@ -15,7 +15,8 @@ from onevision.model.device import runtime_context
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe, Recipe, TrainRecipe
-from onevision.training.checkpoint import find, load_model
+from onevision.training.checkpoint import load_model
+from onevision.training.checkpoint_files import find
 from tests.model.common import random_model
 
 TINY = PRESETS["tiny"]

@@ -29,7 +29,8 @@ from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import runtime_context
 from onevision.recipe import DataRecipe, ModelRecipe
-from onevision.training.checkpoint import Checkpointer, find
+from onevision.training.checkpoint import Checkpointer
+from onevision.training.checkpoint_files import find
 from tests.convert.common import DTYPES, TINY, assert_equal, edit_config, loaded, megatron_tensors, tiny_recipe
 from tests.fixtures import image_bytes, sample_record, tiny_tokenizer
 from tests.model.common import checkpoint_tensors, random_model, random_pack

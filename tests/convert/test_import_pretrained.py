@@ -20,7 +20,7 @@ from onevision.errors import InputError
 from onevision.model.device import runtime_context
 from onevision.model.presets import PRESETS, SPATIAL_MERGE_SIZE
 from onevision.recipe import ModelRecipe
-from onevision.training.checkpoint import find
+from onevision.training.checkpoint_files import find
 from tests.convert.common import DTYPES, TINY, edit_config, loaded, megatron_tensors, tiny_recipe
 from tests.model.common import random_pack
 

@@ -124,7 +124,7 @@ def steps(process_file: str, stubborn: str = "") -> str:
 
 def main() -> int:
     """Launch one of the calls above."""
-    from jobs.cluster import launch
+    from jobs.here import launch
     from onevision.errors import OneVisionError
     from tests.jobs import samples
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from jobs.attempt import new_attempt, write_identity
-from jobs.cluster import JobFailed, launch, local_executor, visible_gpus
+from jobs.here import JobFailed, launch, local_executor, visible_gpus
 from onevision.errors import InputError
 from tests.jobs import samples
 
@@ -110,7 +110,7 @@ def test_a_killed_process_ends_its_peers_at_once(tmp_path: Path) -> None:
 
 
 def test_a_failed_process_ends_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cluster._PEER_SECONDS", 0.5)
+    monkeypatch.setattr("jobs.here._PEER_SECONDS", 0.5)
     with pytest.raises(JobFailed, match="rank 1: disk full") as raised:
         launch("train", samples.rank_1_fails, log_folder=tmp_path, processes=2)
     assert raised.value.exit_code == 74
@@ -119,7 +119,7 @@ def test_a_failed_process_ends_its_peers(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_interrupted_process_leaves_its_peers_the_time_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.cluster._PEER_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.here._PEER_SECONDS", 0.2)
     with pytest.raises(JobFailed, match="^saved$") as raised:
         launch("train", samples.rank_1_saves_longer, str(tmp_path), log_folder=tmp_path / "log", processes=2)
     assert raised.value.exit_code == 75

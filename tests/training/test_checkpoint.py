@@ -16,7 +16,7 @@ import pytest
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
-from onevision.training.checkpoint import checkpoint_steps, find, newest, step_folder, verify
+from onevision.training.checkpoint_files import checkpoint_steps, find, newest, step_folder, verify, verify_sizes
 from onevision.training.loop import train
 from tests.forks import Forked, forked
 from tests.training.test_loop import curve
@@ -67,6 +67,11 @@ def test_a_broken_newest_checkpoint_is_skipped(
     assert found[1]["step"] == 2
     message = capfd.readouterr().out
     assert "skipping checkpoint" in message
+    if damage is _flip and name != "checkpoint.json":  # all but the content of a file shows without reading it
+        assert verify_sizes(step_folder(run, 4))["step"] == 4
+    else:
+        with pytest.raises(DataError):
+            find(step_folder(run, 4), verify_sizes)
     assert str(step_folder(run, 4) / name) in message or name == "checkpoint.json"
     if name == "__0_0.distcp":  # going on from the older one is the same for every kind of damage
         train(copied)

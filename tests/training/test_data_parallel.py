@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
+from onevision.training.checkpoint_files import checkpoint_steps
 from onevision.training.loop import train
 from onevision.training.metrics import read_metrics
-from tests.forks import forked, wait_for
+from tests.forks import Forked, forked, wait_for
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -61,3 +63,32 @@ def test_a_run_of_two_ranks_goes_on_with_one(make_recipe: MakeRecipe, tmp_path: 
     expected, found = read_metrics(whole.output), read_metrics(moved.output)
     assert [row["step"] for row in found] == list(range(1, 9))
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+
+
+def test_a_stop_during_set_up_is_honoured_by_all_before_the_first_step(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(steps=4)
+    with ExitStack() as stack:
+
+        def begin(rank: int) -> Forked:
+            ranks = Ranks(rank, 2, rank, 2, f"file://{tmp_path / 'rendezvous-early'}")
+            return stack.enter_context(forked(train, recipe, ranks))
+
+        alone = begin(1)
+        wait_for(lambda: handles(alone.process.pid, signal.SIGUSR2))
+        alone.signal(signal.SIGUSR2)
+        other = begin(0)
+        assert (other.join(), alone.join()) == (75, 75), (other.error, alone.error)
+        assert "stopped before step 1 of 4, with nothing new to save; continue with: make resume" in other.error
+    assert not checkpoint_steps(recipe.output)
+    assert not read_metrics(recipe.output)
+    train_on_two(recipe, tmp_path)
+    assert [row["step"] for row in read_metrics(recipe.output)] == [1, 2, 3, 4]
+
+
+def handles(pid: int | None, signum: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)

@@ -7,19 +7,22 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from onevision.errors import InputError
+from onevision.errors import Busy, InputError
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe, recipe_dict
-from onevision.training.checkpoint import checkpoint_steps
+from onevision.training.checkpoint_files import checkpoint_steps
 from onevision.training.loop import initialise, train
 from onevision.training.metrics import read_metrics
+from onevision.training.run import deciding_values
 from tests.forks import forked, wait_for
 
 MakeRecipe = Callable[..., Recipe]
 TIMING = (
+    "time",
     "step_seconds",
     "data_seconds",
     "tokens_per_second",
@@ -51,6 +54,14 @@ def test_a_run_learns_and_leaves_everything_a_reader_needs(make_recipe: MakeReci
     assert lineage["inputs"]["packs"] == lineage["made_from"]["packs"]["step.json"]["summary"]["fingerprint"]
     assert train(recipe) == summary  # done already
     assert len(read_metrics(run)) == 30
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary_ends_well(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(steps=2)
+    summary = train(recipe)
+    (Path(recipe.output) / "step.json").unlink()
+    assert train(recipe) == summary | {"resumed_after": 2, "seconds": ANY}
+    assert [row["step"] for row in read_metrics(recipe.output)] == [1, 2]
 
 
 def test_micro_batches_of_two_packs_give_the_same_loss(make_recipe: MakeRecipe) -> None:
@@ -135,9 +146,33 @@ def test_missing_packs_and_start_weights_are_refused(make_recipe: MakeRecipe, tm
         train(make_recipe(data={**values, "max_pixels": 28 * 28 * 20}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"precision": "fp8"}, "train.precision=fp8 is not part of this version"),
+        ({"parallel": {"tensor": 2}}, "parallel.tensor=2 x parallel.pipeline=1 does not divide 1 ranks"),
+    ],
+)
+def test_what_this_version_cannot_do_is_refused(make_recipe: MakeRecipe, changes: dict[str, Any], line: str) -> None:
+    recipe = make_recipe(**changes)
+    with pytest.raises(InputError, match=line):
+        train(recipe)
+    assert not Path(recipe.output).exists()
+
+
+def test_a_run_goes_on_with_another_layout(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(parallel={"tensor": 2})
+    assert not any(key.startswith("parallel") for key in deciding_values(recipe))
+
+
+def test_initialising_in_fp8_is_refused(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(InputError, match="train.precision=fp8 is not part of this version"):
+        initialise(make_recipe(stage="stage0", precision="fp8"))
+
+
 def test_two_processes_cannot_train_in_one_folder(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(steps=50)
     with forked(train, recipe):
         wait_for(lambda: len(read_metrics(recipe.output)) >= 1)
-        with pytest.raises(InputError, match="is being written by process"):
+        with pytest.raises(Busy, match="is being written by process"):
             train(recipe)

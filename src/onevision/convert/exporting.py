@@ -37,7 +37,7 @@ from onevision.model.presets import Architecture, LanguageArchitecture, VisionAr
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe
 from onevision.steps import StepResult, run_step
-from onevision.training.checkpoint import find
+from onevision.training.checkpoint_files import find
 
 SHARD_BYTES = 5_000_000_000
 # Taken along from the tokenizer's folder where they are there. The code is what `trust_remote_code` loads.

@@ -24,7 +24,7 @@ from onevision.model.specs import TORCH
 from onevision.progress import Progress
 from onevision.recipe import Recipe, save_recipe
 from onevision.steps import StepResult, run_step
-from onevision.training.checkpoint import commit, step_folder
+from onevision.training.checkpoint_files import commit, step_folder
 from onevision.training.optimizer import precision_dtype
 
 # Tensors of a RICE-ViT directory that have no place in this model, behind its prefix.

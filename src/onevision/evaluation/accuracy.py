@@ -24,7 +24,7 @@ from onevision.model.presets import PATCH_VALUES, PRESETS
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe, Recipe
 from onevision.steps import StepResult, run_step
-from onevision.training import checkpoint
+from onevision.training import checkpoint, checkpoint_files
 from onevision.training.loop import build_model
 
 
@@ -124,8 +124,8 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         InputError: corpus, tokenizer or checkpoint is missing or of another size.
     """
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
-    folder, content = checkpoint.find(checkpoint_path)
-    checkpoint.check_architecture(folder, content, PRESETS[recipe.model.preset])
+    folder, content = checkpoint_files.find(checkpoint_path)
+    checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
     inputs = {
         "checkpoint": content["fingerprint"],
         "corpus": corpus.index.fingerprint,

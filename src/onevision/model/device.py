@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -43,8 +44,11 @@ def set_threads(threads: int, local_size: int) -> int:
     return count
 
 
-def start(ranks: Ranks, seed: int) -> torch.device:
-    """Prepare the device, the process groups and the random generators of this rank."""
+def start(ranks: Ranks, seed: int, patience_minutes: int = 30) -> torch.device:
+    """Prepare the device, the process groups and the random generators of this rank.
+
+    A rank that waits longer than `patience_minutes` for the others, here or in a collective, gets torch's error.
+    """
     device = select_device(ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -56,9 +60,10 @@ def start(ranks: Ranks, seed: int) -> torch.device:
             init_method=ranks.rendezvous or f"tcp://127.0.0.1:{_free_port()}",
             rank=ranks.rank,
             world_size=ranks.world_size,
+            timeout=timedelta(minutes=patience_minutes),
         )
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel()
+        parallel_state.initialize_model_parallel(distributed_timeout_minutes=patience_minutes)
         initialize_rerun_state_machine(mode=RerunMode.DISABLED)
     torch.manual_seed(seed)
     with runtime_context(device):

@@ -1,18 +1,15 @@
-"""Checkpoints: Megatron's dist_checkpointing, written beside and renamed, checked by digest before they are read.
+"""Checkpoints: Megatron's dist_checkpointing, written beside and renamed (`training/checkpoint_files.py`).
 
-A checkpoint is complete or not there: `checkpoints/step_00000100/` appears by one rename after everything in it was
-written, `checkpoint.json` lists its files with size and digest. Nothing in a training step draws random numbers and
-the loader is a pure function of the step, so model, optimizer, scheduler and the step number are the whole state.
+Nothing in a training step draws random numbers and the loader is a pure function of the step, so model, optimizer,
+scheduler and the step number are the whole state.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,112 +20,21 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
-from onevision.errors import DataError, InputError, OneVisionError, StorageError
-from onevision.files import FULL, read_json, storage_errors, write_json
-from onevision.fingerprint import file_digest, value_digest
+from onevision.errors import InputError, OneVisionError, StorageError
+from onevision.files import FULL, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
+from onevision.training.checkpoint_files import check_architecture, commit, step_folder
 
-CHECKPOINT_FILE = "checkpoint.json"
 EXTRA_STATE = "_extra_state"
-STEP_NAME = re.compile(r"step_(\d{8})")
 # Layer numbers in the keys (one tensor a layer), optimizer state that loads at any data-parallel size.
 CONTENT = {
     "non_homogeneous_layers": True,
     "singleton_local_shards": False,
     "chained_optim_avoid_prefix": True,
     "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
+    "distrib_optim_fully_reshardable_mem_efficient": True,  # gathered in host memory of the first rank, not on the GPUs
 }
-
-
-def step_folder(run: str | Path, step: int) -> Path:
-    """Folder of the checkpoint of `step` in a run folder."""
-    return Path(run) / "checkpoints" / f"step_{step:08d}"
-
-
-def checkpoint_steps(run: str | Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, oldest first, complete by name (not yet verified)."""
-    folder = Path(run) / "checkpoints"
-    names = [STEP_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in names if match)
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Content of checkpoint.json, after every file was found with its size and digest.
-
-    Raises:
-        DataError: a file is missing, truncated or altered.
-    """
-    if not (folder / CHECKPOINT_FILE).exists():
-        raise DataError(f"{folder} has no {CHECKPOINT_FILE}: it was not written to its end")
-    try:
-        content = read_json(folder / CHECKPOINT_FILE)
-    except InputError as error:
-        raise DataError(str(error)) from None
-    if content.get("fingerprint") != _fingerprint(content):
-        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
-    for name, entry in content["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise DataError(f"{path} is missing")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise DataError(f"{path} has {size} bytes instead of {entry['bytes']}")
-        if file_digest(path) != entry["digest"]:
-            raise DataError(f"{path} was altered: its digest is not that of {CHECKPOINT_FILE}")
-    return content
-
-
-def _fingerprint(content: dict[str, Any]) -> str:
-    return value_digest({key: value for key, value in content.items() if key != "fingerprint"})
-
-
-def newest(run: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Folder and content of the newest checkpoint that verifies; broken ones are skipped with a message."""
-    for step in reversed(checkpoint_steps(run)):
-        folder = step_folder(run, step)
-        try:
-            return folder, verify(folder)
-        except DataError as error:
-            print(f"skipping checkpoint {folder}: {error}", flush=True)
-    return None
-
-
-def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `path` names: a checkpoint folder, or a run folder (its newest one).
-
-    Raises:
-        InputError: there is none.
-        DataError: the named one is broken.
-    """
-    folder = Path(path)
-    if STEP_NAME.fullmatch(folder.name) and not folder.exists():
-        steps = ", ".join(map(str, checkpoint_steps(folder.parent.parent))) or "none"
-        raise InputError(f"{folder} does not exist; the run has checkpoints of steps: {steps}")
-    if (folder / CHECKPOINT_FILE).exists() or STEP_NAME.fullmatch(folder.name):
-        return folder, verify(folder)
-    found = newest(folder)
-    if found is None:
-        raise InputError(f"{path} holds no checkpoint: run the step that trains or imports it first")
-    return found
-
-
-def check_architecture(folder: Path, content: dict[str, Any], architecture: Architecture) -> None:
-    """Refuse a checkpoint of another model size.
-
-    Raises:
-        InputError: naming the sizes that differ.
-    """
-    found, wanted = content["architecture"], asdict(architecture)
-    different = [
-        f"{part}.{name}={found[part].get(name)} instead of {value}"
-        for part in ("vision", "language")
-        for name, value in wanted[part].items()
-        if found[part].get(name) != value
-    ]
-    if different:
-        raise InputError(f"{folder} is a checkpoint of model {found['name']}: " + ", ".join(different))
 
 
 def load_model(folder: Path, content: dict[str, Any], model: OneVisionModel) -> None:
@@ -262,23 +168,6 @@ class Checkpointer:
                 self._writing = self._queue.get_num_unfinalized_calls() > 0
 
 
-def commit(temporary: Path, run: Path, step: int, architecture: Architecture, keep: int) -> Path:
-    """Make a written folder the checkpoint of `step`, and remove all but the newest `keep`; returns its folder."""
-    folder = step_folder(run, step)
-    files = {
-        path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
-    }
-    content = {"step": step, "architecture": asdict(architecture), "files": files}
-    write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
-    _sync(temporary)
-    if folder.exists():  # a broken one of the same step
-        shutil.rmtree(folder)
-    temporary.rename(folder)
-    for old in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(step_folder(run, old))
-    return folder
-
-
 @contextmanager
 def _clean_failure(temporary: Path) -> Iterator[None]:
     """Remove the half-written folder of a failed save and say in one line what happened."""
@@ -332,14 +221,3 @@ def _check_space(folder: Path, state: dict[str, Any]) -> None:
             f"checkpoint {folder.parent} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; earlier "
             "checkpoints are untouched: make room and run again"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Flush the files of a folder and the folder itself to the disk."""
-    with storage_errors(folder):
-        for path in [*folder.iterdir(), folder]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

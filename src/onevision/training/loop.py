@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from types import FrameType
@@ -17,16 +19,20 @@ from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
 from onevision.model.device import Ranks, runtime_context, set_threads, start
+from onevision.model.layout import training_problems
 from onevision.model.onevision import OneVisionModel, freeze, language_config
 from onevision.model.presets import PRESETS
 from onevision.model.specs import backend_modules
-from onevision.recipe import Recipe, layout_problems
-from onevision.training import checkpoint
+from onevision.recipe import Recipe
+from onevision.training import checkpoint, checkpoint_files
+from onevision.training.agreement import highest, of_first_rank
+from onevision.training.environment import write_environment
 from onevision.training.flops import device_peak
+from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel, precision_dtype
-from onevision.training.run import lock_run, open_run, write_environment, write_lineage
+from onevision.training.run import lock_run, open_run, write_lineage
 from onevision.training.step import forward_step, reduce_totals, refuse_divergence
 
 
@@ -70,11 +76,16 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
     return summary
 
 
-def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, ranks: Ranks | None = None, on_hang: Callable[[str, int], None] | None = None
+) -> dict[str, Any]:
     """Train one stage to its end, from its last complete checkpoint if there is one; returns the summary.
+
+    A rank that hangs ends its process after `on_hang(message, step)`: see `Heartbeat`.
 
     Raises:
         InputError: recipe, corpus, packs, tokenizer or start weights do not fit together.
+        Busy: another process trains in the run's folder.
         Interrupted: a signal asked for a stop; the state was saved.
         StorageError: the disk is full; earlier checkpoints are untouched.
         Diverged: loss or gradient is not a number; nothing was saved after it.
@@ -82,20 +93,27 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
     stop = StopRequest()
     ranks = ranks or Ranks()
     settings = recipe.train
-    problems = layout_problems(recipe, ranks.world_size)
+    problems = training_problems(recipe, ranks.world_size)
     if problems:
         raise InputError("; ".join(problems))
     inputs = open_inputs(recipe)
     run = open_run(recipe, inputs.fingerprints)
     first = ranks.rank == 0
-    with lock_run(run) if first else nullcontext():
-        if (run / "step.json").exists():
-            return read_json(run / "step.json")["summary"]
-        device = start(ranks, recipe.seed)
+    hang_seconds = settings.hang_seconds
+    # Torch's own limit is the longer one, so that a rank that hangs ends as one, with its stacks.
+    patience_minutes = math.ceil(hang_seconds / 60) + 5 if hang_seconds else 30
+    with lock_run(run) if first else nullcontext(), Heartbeat(hang_seconds, on_hang) as heartbeat:
+        heartbeat.beat(0, "joining the other ranks")
+        device = start(ranks, recipe.seed, patience_minutes)
+        heartbeat.beat(0, "setting up")
+        ended = run / "step.json"
+        summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
+        if summary is not None:
+            return summary
         threads = set_threads(settings.threads, ranks.local_size)
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
-            found = checkpoint.newest(run)
+            found = of_first_rank(checkpoint_files.newest(run) if first else None)
             model = build_model(recipe, device)
             if found is None and inputs.start_from is not None:
                 checkpoint.load_model(*inputs.start_from, model)  # before the optimizer copies its FP32 masters
@@ -115,6 +133,13 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
                 write_environment(run, device, ranks.world_size, threads, peak)
                 parents = {"packs": recipe.data.packs, "corpus": recipe.data.corpus, "init_from": settings.init_from}
                 write_lineage(run, inputs.fingerprints, {name: folder for name, folder in parents.items() if folder})
+            signum = highest(stop.signum, device)
+            if signum and done < settings.steps:
+                raise Interrupted(
+                    f"{recipe.name} was stopped before step {done + 1} of {settings.steps}, with nothing new to save; "
+                    f"continue with: make resume RUN={run}",
+                    signum,
+                )
             metrics = Metrics(run, done) if first else None
             progress = TrainingProgress(recipe.name, done, settings.steps)
             loader = PackLoader(
@@ -134,10 +159,12 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
             began = time.monotonic()
 
             for step in range(done + 1, settings.steps + 1):
+                heartbeat.beat(step, "reading data")
                 step_began = time.perf_counter()
                 batches = [batch.to(device) for batch in next(batches_of_steps)]
                 data_seconds = time.perf_counter() - step_began
 
+                heartbeat.beat(step, "computing")
                 ddp.zero_grad_buffer()
                 optimizer.zero_grad()
                 losses = forward_backward(
@@ -176,6 +203,7 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
                     metrics.write(row)
                     progress.show(row)
 
+                heartbeat.beat(step, "saving")
                 saver.poll()
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
                     saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
@@ -188,9 +216,10 @@ def train(recipe: Recipe, ranks: Ranks | None = None) -> dict[str, Any]:
                         totals.stop,
                     )
             saver.close()
+            loss = of_first_rank(metrics.last["loss"] if metrics is not None else 0.0)
     summary = {
         "steps": settings.steps,
-        "loss": totals.loss,
+        "loss": loss,
         "seconds": time.monotonic() - began,
         "resumed_after": done,
     }

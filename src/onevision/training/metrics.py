@@ -48,6 +48,7 @@ class Metrics:
 
     def __init__(self, run: Path, step: int) -> None:
         kept = [row for row in read_metrics(run) if row["step"] <= step]
+        self.last = kept[-1] if kept else {}  # the newest row
         self._path = run / "metrics.jsonl"
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
@@ -55,6 +56,7 @@ class Metrics:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one step."""
+        self.last = row
         with storage_errors(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -78,7 +80,8 @@ def step_row(
     peak: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The figures of a step that took `seconds` on devices of `peak` FLOP/s together."""
+    """The figures of a step that ends now and took `seconds` on devices of `peak` FLOP/s together; `time` is in
+    seconds since 1970."""
     freeze = recipe.model.freeze
     flops = step_flops(architecture, totals.real, freeze)
     hardware_flops = step_flops(architecture, totals.slots, freeze)
@@ -91,6 +94,7 @@ def step_row(
         "samples": samples,
         "patches": sum(totals.real.images),
         "target_tokens": sum(totals.target_tokens),
+        "time": time.time(),
         "step_seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "samples_per_second": samples / seconds,

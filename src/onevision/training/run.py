@@ -1,36 +1,38 @@
-"""The run folder: recipe, environment, lineage, lock, and the key that says whether it is the same run."""
+"""The run folder: recipe, lineage, lock, and the key that says whether it is the same run. Needs no torch."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import platform
-import subprocess
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import torch
+import psutil
 
-from onevision.errors import InputError
+from onevision.errors import Busy, InputError
 from onevision.files import read_json, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.recipe import Recipe, recipe_dict, save_recipe
 
-# What may change between two starts of the same run, because it changes no result.
+# What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
+# of ranks, changes results by rounding only: a run must be able to go on when the cluster gives it other nodes.
 FREE_KEYS = (
     "name",
     "output",
+    "parallel",
     "checkpoint",
     "evaluation",
     "train.log_interval",
     "train.threads",
+    "train.hang_seconds",
     "train.peak_tflops",
     "data.workers",
 )
-PACKAGES = ("torch", "megatron-core", "numpy", "h5py", "tokenizers", "pillow", "transformer-engine")
 
 
 def deciding_values(recipe: Recipe) -> dict[str, Any]:
@@ -60,74 +62,85 @@ def open_run(recipe: Recipe, inputs: dict[str, str]) -> Path:
     if not recipe.output:
         raise InputError("output is empty: name the run folder with output=runs/NAME")
     run = Path(recipe.output)
-    identity = {"values": deciding_values(recipe), "inputs": inputs}
     with storage_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         record = run / "run.json"
         if record.exists():
-            before = read_json(record)
-            changed = [
-                f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
-                for part in ("values", "inputs")
-                for earlier, after in [(before[part], identity[part])]
-                for key in sorted({*earlier, *after})
-                if earlier.get(key) != after.get(key)
-            ]
-            if changed:
-                raise InputError(
-                    f"{run} holds a run made with other settings: {', '.join(changed)}; "
-                    "choose another output, or remove the folder to start over"
-                )
+            problem = conflict(recipe, inputs)
+            if problem:
+                raise InputError(problem)
         else:
-            write_json(record, identity)
+            write_json(record, {"values": deciding_values(recipe), "inputs": inputs})
         save_recipe(recipe, run / "recipe.yaml")
     return run
 
 
-@contextmanager
-def lock_run(run: Path) -> Iterator[None]:
-    """Keep two processes from training in one folder.
-
-    It is a record lock, which forked helpers do not inherit: it ends with this process, however that ends.
+def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> str | None:
+    """Why the recipe's run folder cannot be used: it holds a run with other settings or inputs. None if it can.
+    Inputs named in `unknown` are not compared.
 
     Raises:
-        InputError: another process holds it.
+        InputError: run.json is not readable.
+    """
+    record = Path(recipe.output) / "run.json"
+    if not record.exists():
+        return None
+    before = read_json(record)
+    changed = [
+        f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
+        for earlier, after in [(before["values"], deciding_values(recipe)), (before["inputs"], inputs)]
+        for key in sorted({*earlier, *after} - set(unknown))
+        if earlier.get(key) != after.get(key)
+    ]
+    if not changed:
+        return None
+    return (
+        f"{recipe.output} holds a run made with other settings: {', '.join(changed)}; "
+        "choose another output, or remove the folder to start over"
+    )
+
+
+@contextmanager
+def lock_run(run: Path, patience: float = 120.0) -> Iterator[None]:
+    """Keep two processes from training in one folder.
+
+    It is a record lock, which forked helpers do not inherit: it ends with this process, however that ends. The lock of
+    a node that died lingers on a shared file system, for NFS until its lease is over (90 s): it is waited for, up to
+    `patience` seconds. A holder that lives on this machine is not.
+
+    Raises:
+        Busy: another process holds it.
+        InputError: the file system has no locks.
     """
     with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise InputError(f"{run} is being written by process {holder}: wait for it or stop it") from None
+        _acquire(file, run, patience)
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
 
 
-def write_environment(run: Path, device: torch.device, world_size: int, threads: int, peak: tuple[float, str]) -> None:
-    """Write environment.json: versions, commit and hardware."""
-    write_json(run / "environment.json", environment(device, world_size, threads, peak))
-
-
-def environment(device: torch.device, world_size: int, threads: int, peak: tuple[float, str]) -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
-        "host": platform.node(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "world_size": world_size,
-        "threads": threads,
-        "peak_tflops": round(peak[0] / 1e12, 3),
-        "peak_source": peak[1],
-    }
+def _acquire(file: TextIO, run: Path, patience: float) -> None:
+    end = time.monotonic() + patience
+    announced = False
+    while True:
+        try:
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # EAGAIN, EACCES: it is held
+            pass
+        except OSError as error:
+            what = f"{run / '.lock'} cannot be locked: {error.strerror}"
+            raise InputError(f"{what}; choose an output on a file system with locks") from None
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        known = re.fullmatch(r"(\d+) on (.+)", holder)
+        alive = known is not None and known[2] == platform.node() and psutil.pid_exists(int(known[1]))
+        if alive or time.monotonic() >= end:
+            raise Busy(f"{run} is being written by process {holder}: wait for it or stop it")
+        if not announced:
+            print(f"{run} is held by process {holder}: waiting up to {patience:g} s for it to end", flush=True)
+            announced = True
+        time.sleep(min(0.5, patience))
 
 
 def write_lineage(run: Path, inputs: dict[str, str], parents: dict[str, str]) -> None:
@@ -145,23 +158,3 @@ def write_lineage(run: Path, inputs: dict[str, str], parents: dict[str, str]) ->
                 break
     lineage["fingerprint"] = value_digest(lineage)
     write_json(run / "lineage.json", lineage)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

@@ -1,0 +1,66 @@
+"""Results of benchmarks: one JSON file a path, with hardware, versions and date beside the figures."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onevision.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure beside its reference: a peer or a physical limit measured in the same run, or what should come out.
+
+    `goal` says what is asked of value or ratio, in words; `met` whether it is so.
+    """
+
+    path: str
+    measure: str
+    value: float
+    unit: str
+    reference: str
+    reference_value: float
+    goal: str
+    met: bool
+
+    @property
+    def ratio(self) -> float | None:
+        """value / reference_value; None where the reference is zero."""
+        return self.value / self.reference_value if self.reference_value else None
+
+
+def write_results(name: str, rows: list[Row], versions: dict[str, str]) -> Path:
+    """Write benchmarks/results/<name>.json; returns its path."""
+    path = RESULTS / f"{name}.json"
+    content: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": _memory_gb()},
+        "versions": {"python": platform.python_version()} | versions,
+        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
+    }
+    write_json(path, content)
+    return path
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Versions of installed packages."""
+    return {name: metadata.version(name) for name in names}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _memory_gb() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)

@@ -1,0 +1,112 @@
+"""Whole jobs on the local cluster: many ranks against one process, another number of nodes, the pipeline, the clock."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.slurm.cases import Run, submit
+from benchmarks.slurm.lab import Lab, LabError
+from jobs.pipeline import run as run_pipeline
+from jobs.place import Place
+from jobs.sites import Site, load_site
+from jobs.train import run_resume
+from onevision.files import read_json, write_json
+from onevision.training.metrics import read_metrics
+
+SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
+STOP_AT = 5
+_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Losses of one curve, made by 16 ranks up to step `stopped`, then by 4, against those of a single process."""
+
+    stopped: int
+    steps: list[int]
+    sixteen: float  # largest difference of a loss
+    four: float
+
+
+def sixteen_then_four(lab: Lab, site_file: Path, recipe_file: Path, folder: Path) -> Layouts:
+    """Train on 16 nodes, stop in the middle, resume on 4 nodes; and train the same in one process here."""
+    site = load_site(site_file)
+    run = submit(lab, Place(site, nodes=16), recipe_file, folder / "sixteen", *SIXTEEN)
+    run.wait_step(STOP_AT)
+    lab.slurm.cancel(run.job_id, "INT")
+    run.wait_end()
+    stopped = run.step
+    run_resume([str(run.folder), "nodes=4", f"site={site_file}"])
+    resumed = Run(lab, run.recipe, read_json(run.records.job)["job_id"])
+    resumed.wait_end()
+    submit(lab, Place(load_site_here()), recipe_file, folder / "single", *SIXTEEN)
+    rows = read_metrics(run.folder)
+    expected = {row["step"]: row["loss"] for row in read_metrics(folder / "single")}
+    differences = {row["step"]: abs(row["loss"] - expected[row["step"]]) for row in rows}
+    return Layouts(
+        stopped,
+        [row["step"] for row in rows],
+        max((value for step, value in differences.items() if step <= stopped), default=math.inf),
+        max((value for step, value in differences.items() if step > stopped), default=math.inf),
+    )
+
+
+def load_site_here() -> Site:
+    """The profile of a machine without Slurm."""
+    from jobs.sites import CLUSTERS, HERE
+
+    return load_site(CLUSTERS / f"{HERE}.yaml")
+
+
+def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, int]:
+    """Queue all steps of a folder of recipes and wait until none is left; numbers of the jobs by name."""
+    before = set(lab.slurm.queue())
+    run_pipeline([str(recipes), f"nodes={nodes}", f"site={site_file}", *settings])
+    jobs = {job.comment + ":" + job.name: number for number, job in lab.slurm.queue().items() if number not in before}
+    until = time.monotonic() + _SECONDS
+    while set(jobs.values()) & set(lab.slurm.queue()):
+        if time.monotonic() > until:
+            raise LabError(f"the pipeline of {recipes} did not end within {_SECONDS:.0f} s")
+        time.sleep(0.3)
+    return jobs
+
+
+def submission_seconds(lab: Lab, site_file: Path, recipe_file: Path, folder: Path) -> tuple[float, float]:
+    """Seconds of `python -m jobs train` from the command to the prompt, and of a bare sbatch; the job is cancelled."""
+    output = folder / "submission"
+    arguments = [str(recipe_file), "nodes=16", f"site={site_file}", "name=submission", f"output={output}", *SIXTEEN]
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "jobs", "train", *arguments], check=True, capture_output=True)
+    whole = time.perf_counter() - began
+    lab.slurm.cancel(read_json(output / "log" / "slurm" / "submission.job.json")["job_id"])
+    began = time.perf_counter()
+    answer = lab.slurm.ask("sbatch", "--parsable", "-N16", "--output=/dev/null", "--wrap=true")
+    bare = time.perf_counter() - began
+    lab.slurm.cancel(int(answer))
+    return whole, bare
+
+
+def status_seconds(run: Path, folder: Path, count: int = 50) -> float:
+    """Seconds of `make status`'s command with `count` copies of a run folder (without its checkpoints), best of three:
+    what the machine does beside it is not the command's."""
+    for number in range(count):
+        copy = folder / "runs" / f"run{number:02d}"
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints", "*_result.pkl"))
+        for job in (copy / "log" / "slurm").glob("*.job.json"):
+            write_json(job, read_json(job) | {"run": str(copy)})
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        answer = subprocess.run(
+            [sys.executable, "-m", "jobs", "status"], cwd=folder, check=True, capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - began)
+    if answer.stdout.count("run") < count:
+        raise LabError(f"status does not show {count} runs:\n{answer.stdout}")
+    return min(seconds)

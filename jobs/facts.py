@@ -1,0 +1,236 @@
+"""What folders and Slurm say of every run and every queued job. Nothing is judged here: jobs/status.py does that."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.records import Records
+from jobs.slurm import Accounted, Queued, Slurm, SlurmError
+
+ROOTS = ("runs", "data")  # where runs and data jobs are looked for
+FINAL = ("done", "stop")  # decisions after which a job is not started again
+_CLOSED = {"checkpoints", "tensorboard", "log", "evaluation", "export", "images"}  # folders without runs in them
+_DEPTH = 5  # below a root
+_TAIL_BYTES = 65_536
+_TAIL_ROWS = 20
+_FLOCK = "hhqqi4x"  # struct flock of Linux on 64 bits: type, whence, start, length, pid
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Who trains in a run folder: `holder` as it stands in .lock ("pid on host"), if the lock is `held`; `pid` is the
+    holder's as the kernel knows it, 0 if it is not of this machine."""
+
+    held: bool = False
+    holder: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run (`is_run`), of a queued job, or of both when the job trains the run."""
+
+    folder: Path  # the run folder, or the one whose log/ the job writes to
+    is_run: bool = False
+    stage: str = ""
+    steps: int = 0  # that the run or job is to make; 0: it is not training
+    rows: tuple[dict[str, Any], ...] = ()  # last rows of metrics.jsonl
+    finished: bool = False  # the run's step.json is there
+    lock: Lock | None = None
+    job: dict[str, Any] | None = None  # the last submission
+    events: tuple[dict[str, Any], ...] = ()  # of all submissions
+    bad_nodes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What RUN= wants, and for a job beside a run its name."""
+        inside = self.folder.parts[:1] == ("runs",) and len(self.folder.parts) > 1
+        name = str(self.folder.relative_to("runs")) if inside else str(self.folder)
+        if not inside and not self.folder.is_absolute():
+            name = f"./{name}"
+        return name if self.is_run else f"{name}: {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The job's name; empty for a run that was never queued."""
+        return str(self.job["name"]) if self.job else ""
+
+    @property
+    def job_id(self) -> int:
+        """The last submission's number; 0 without one."""
+        return int(self.job["job_id"]) if self.job else 0
+
+    @property
+    def slurm_conf(self) -> str:
+        """Which Slurm it was queued on."""
+        return str(self.job["slurm_conf"]) if self.job else ""
+
+    @property
+    def own_events(self) -> list[dict[str, Any]]:
+        """Those of the last submission."""
+        return [row for row in self.events if row["job_id"] == self.job_id]
+
+    @property
+    def decided(self) -> bool:
+        """Whether the last submission has ended for good and said so."""
+        own = self.own_events
+        return bool(own) and own[-1]["event"] == "end" and own[-1]["decision"] in FINAL
+
+
+@dataclass
+class Answers:
+    """What Slurm answered. A job is known by its Slurm (slurm_conf) and its number."""
+
+    queued: dict[tuple[str, int], Queued] = field(default_factory=dict)
+    accounted: dict[tuple[str, int], Accounted] = field(default_factory=dict)
+    unreachable: dict[str, str] = field(default_factory=dict)  # slurm_conf -> why squeue failed
+    unaccounted: dict[str, str] = field(default_factory=dict)  # slurm_conf -> why sacct failed
+
+
+def find(root: Path) -> list[Facts]:
+    """All runs and jobs in a folder and below, sorted by folder; a run before the jobs beside it."""
+    return [facts for folder in sorted(_walk(root, _DEPTH)) for facts in folder_facts(folder)]
+
+
+def folder_facts(folder: Path) -> list[Facts]:
+    """The run in a folder, if it is one, and the jobs that log there."""
+    jobs = [Records(path.parent, path.name.removesuffix(".job.json")) for path in _job_files(folder)]
+    found = [(records, job) for records in jobs if (job := _mapping(records.job))]
+    values = _mapping(folder / "run.json").get("values", {})
+    makers = [pair for pair in found if pair[1]["run"] or pair[0].name in ("init", "import")]
+    own = max(makers, key=lambda pair: pair[1]["submitted"], default=None)
+    facts = []
+    if values or own:
+        stage = str(values.get("stage", ""))
+        job = own[1] if own else {}
+        facts.append(
+            Facts(
+                folder,
+                is_run=True,
+                stage=stage,
+                steps=0 if stage == "stage0" else int(values.get("train.steps") or job.get("steps") or 0),
+                rows=_last_rows(folder / "metrics.jsonl"),
+                finished=(folder / "step.json").exists(),
+                lock=read_lock(folder / ".lock"),
+                **(_of_job(*own) if own else {}),
+            )
+        )
+    return facts + [Facts(folder, **_of_job(*pair)) for pair in found if pair is not own]
+
+
+def ask(facts: list[Facts], answers: Answers) -> None:
+    """Ask each Slurm in use: squeue once, and sacct once about the jobs that went without a word."""
+    for conf in sorted({each.slurm_conf for each in facts if each.job and not each.decided}):
+        slurm = Slurm(conf)
+        try:
+            answers.queued |= {(conf, number): queued for number, queued in slurm.queue().items()}
+        except SlurmError as error:
+            answers.unreachable[conf] = str(error)
+            continue
+        gone = [
+            each
+            for each in facts
+            if each.job and each.slurm_conf == conf and not each.decided and (conf, each.job_id) not in answers.queued
+        ]
+        numbers = {each.job_id for each in gone if not each.finished}
+        numbers |= {int(number) for each in gone if each.job for number in each.job["after"]}
+        try:
+            found = slurm.accounting(sorted(numbers - {row["job_id"] for each in facts for row in _last_words(each)}))
+            answers.accounted |= {(conf, number): accounted for number, accounted in found.items()}
+        except SlurmError as error:
+            answers.unaccounted[conf] = str(error)
+
+
+def elsewhere(facts: list[Facts], answers: Answers) -> list[Facts]:
+    """Queued jobs outside the folders that were looked at: their comment in squeue names their folder."""
+    known = {(each.slurm_conf, each.job_id) for each in facts}
+    more = []
+    for (conf, number), queued in answers.queued.items():
+        if (conf, number) not in known and os.path.isabs(queued.comment):
+            folder = Path(queued.comment)
+            more += [each for each in folder_facts(folder) if (each.slurm_conf, each.job_id) == (conf, number)]
+    return more
+
+
+def read_lock(path: Path) -> Lock | None:
+    """Whether another process holds the lock of a run, and which; None where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            holder = file.read().decode("utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return Lock() if kind == fcntl.F_UNLCK else Lock(True, holder, pid)
+
+
+def _of_job(records: Records, job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "job": job,
+        "events": tuple(row for row in records.events() if "job_id" in row and "event" in row),
+        "bad_nodes": _mapping(records.bad_nodes),
+    }
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders that hold a run or the log of a queued job."""
+    try:
+        with os.scandir(folder) as entries:
+            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    if "run.json" in names or (names.get("log") and (folder / "log" / "slurm").is_dir()):
+        yield folder
+    if depth and "records.jsonl" not in names:  # beside records there are their images, millions of them
+        for name, is_folder in names.items():
+            if is_folder and name not in _CLOSED and not name.startswith("."):
+                yield from _walk(folder / name, depth - 1)
+
+
+def _job_files(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder / "log" / "slurm") as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.name.endswith(".job.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or not one: status must show the other runs."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _last_words(facts: Facts) -> list[dict[str, Any]]:
+    return [row for row in facts.events if row["event"] == "end" and row["decision"] in FINAL]
+
+
+def _last_rows(path: Path) -> tuple[dict[str, Any], ...]:
+    """The last whole rows, read from the end of the file: a run of days has a large one."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return ()
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.insert(0, row)
+        if len(rows) == _TAIL_ROWS:
+            break
+    return tuple(rows)

@@ -1,0 +1,132 @@
+"""The whole pipeline, each step a job that waits for those before it: records -> corpus -> packs -> weights ->
+stage 1 -> 1.5 -> 2 -> export and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.arguments import parse
+from jobs.cluster import Work, queue, refuse_second
+from jobs.convert import SOURCES, export_work, import_work
+from jobs.data import corpus_work, pack_work
+from jobs.demo import source_work
+from jobs.evaluate import evaluate_work
+from jobs.place import Place, place_of, queued_line, start
+from jobs.preflight import preflight
+from jobs.train import init_work, train_work
+from onevision.errors import InputError
+from onevision.recipe import Recipe, load_recipe
+
+STAGES = ("stage1", "stage1_5", "stage2")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job of the pipeline, the folder that shows that it is done, and the names of the steps it waits for."""
+
+    work: Work
+    output: Path
+    after: tuple[str, ...] = ()
+    recipe: Recipe | None = None  # of a training step
+    also: tuple[str, ...] = ()  # further folders that it makes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the later steps find there when it has run."""
+        return (str(self.output), *self.also)
+
+    @property
+    def done(self) -> bool:
+        """Whether a training step has nothing left to do; the others find that out by themselves in a moment."""
+        return self.recipe is not None and (self.output / "step.json").exists()
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs pipeline RECIPES [nodes=N] [site=NAME] [language=DIR vision=DIR | exported=DIR] [key=value ...]
+
+    All steps of the recipes in the folder RECIPES (stage0.yaml to stage2.yaml), from records to an evaluated and
+    exported model. On a cluster every step is queued at once and waits for those it needs; a step that fails cancels
+    what depends on it. Without Slurm the steps run here, one after the other. The same command goes on where it
+    stopped.
+    """
+    folder, overrides, own = parse(arguments, "pipeline", "folder of recipes", SOURCES)
+    place = place_of(own)
+    sources = {key: own[key] for key in SOURCES if key in own}
+    steps = pipeline_steps(folder, overrides, sources, place.nodes)
+    for step in steps:
+        if step.done:
+            print(f"{step.work.name}: done already, in {step.output}")
+    steps = [step for step in steps if not step.done]
+    if place.here:
+        for step in steps:
+            start(step.work, place)
+        return 0
+    refuse(steps, place)
+    jobs: dict[str, int] = {}
+    for step in steps:
+        after = {jobs[name]: name for name in step.after if name in jobs}
+        work = replace(step.work, after=after, minutes=place.minutes)
+        jobs[work.name] = queue(work, place.site)
+        print(queued_line(work, jobs[work.name], place.site), flush=True)
+    return 0
+
+
+def pipeline_steps(folder: Path, overrides: list[str], sources: dict[str, str], nodes: int) -> list[Step]:
+    """The steps in an order in which they can run.
+
+    Raises:
+        InputError: a recipe is wrong, or nothing says where the weights of stage 0 come from.
+    """
+    stage0, *stages = (load_recipe(folder / f"{name}.yaml", overrides) for name in ("stage0", *STAGES))
+    last = stages[-1]
+    data = last.data
+    steps = []
+    if stage0.model.preset == "tiny" and not Path(data.source).exists():  # its records are drawn, not given
+        steps.append(Step(source_work(stage0), Path(data.source), also=(data.tokenizer, last.evaluation.corpus)))
+    for key in ("corpus", "packs"):
+        if not getattr(data, key):
+            raise InputError(f"{folder}: data.{key} is empty: name the folder to write with data.{key}=FOLDER")
+    steps.append(Step(corpus_work(last, Path(data.corpus)), Path(data.corpus), ("source",)))
+    steps.append(Step(pack_work(last, Path(data.packs)), Path(data.packs), ("corpus",)))
+    steps.append(Step(_weights(stage0, sources), Path(stage0.output), ("source",), stage0))
+    before = steps[-1].work.name
+    for recipe in stages:
+        output = Path(recipe.output)
+        steps.append(Step(train_work(recipe, nodes), output, ("pack", before), recipe))
+        before = recipe.name
+    run = Path(last.output)
+    steps.append(Step(export_work(last, run, None, run / "export"), run / "export", (before,)))
+    if last.evaluation.corpus:
+        steps.append(Step(evaluate_work(last, run), run / "evaluation", (before,)))
+    return steps
+
+
+def refuse(steps: list[Step], place: Place) -> None:
+    """Refuse the whole pipeline before its first job is queued.
+
+    Raises:
+        InputError: everything that is wrong with any step.
+    """
+    made = frozenset(path for step in steps for path in step.outputs)
+    problems = []
+    for step in steps:
+        refuse_second(step.work.records, place.site)
+        if step.recipe is not None and step.work.needs == "nodes":
+            check = preflight(step.recipe, place.site, place.nodes, place.minutes, waits_for=made)
+            problems += [f"{step.work.name}: {problem}" for problem in check.problems]
+    if problems:
+        raise InputError("\n".join([f"{len(problems)} problems, nothing was queued:", *problems]))
+
+
+def _weights(recipe: Recipe, sources: dict[str, str]) -> Work:
+    if set(sources) in ({"language", "vision"}, {"exported"}):
+        return import_work(recipe, sources)
+    if sources:
+        raise InputError("weights come from language=DIR and vision=DIR together, or from exported=DIR")
+    if recipe.model.preset == "tiny" or (Path(recipe.output) / "step.json").exists():
+        return init_work(recipe)
+    raise InputError(
+        f"{recipe.output} holds no weights to start from: give language=DIR (Qwen3) and vision=DIR (RICE-ViT), or "
+        "exported=DIR, or run make import first"
+    )

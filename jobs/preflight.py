@@ -1,0 +1,209 @@
+"""Everything that can be refused before a job is queued: all problems at once, each with its value and what to change.
+
+It runs on a login node in less than a second: indexes are opened and not read through, checkpoints are judged by
+checkpoint.json and the sizes of their files, memory is computed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.sites import Site
+from jobs.slurm import Partition
+from onevision.errors import InputError, OneVisionError
+from onevision.model.layout import training_problems
+from onevision.recipe import Recipe
+from onevision.training.inputs import INPUT_NAMES, check_inputs
+from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
+from onevision.training.run import conflict
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found: `problems`, each a reason not to start, and `notes`, lines that a person may want to know."""
+
+    problems: list[str]
+    notes: list[str]
+
+    @property
+    def text(self) -> str:
+        """The notes, a line each."""
+        return "\n".join(self.notes)
+
+    def refuse(self) -> None:
+        """Do nothing if there is no problem.
+
+        Raises:
+            InputError: all problems, a line each.
+        """
+        if len(self.problems) == 1:
+            raise InputError(self.problems[0])
+        if self.problems:
+            raise InputError("\n".join([f"{len(self.problems)} problems, nothing was queued:", *self.problems]))
+
+
+def preflight(
+    recipe: Recipe, site: Site, nodes: int, minutes: int = 0, waits_for: Collection[str] = frozenset()
+) -> Preflight:
+    """Check a training job of `recipe` on `nodes` nodes of `site` for `minutes` (0: the site's time limit).
+
+    `waits_for` has the folders that earlier jobs of a pipeline make. Inputs in them are not looked at.
+    """
+    if nodes < 1:
+        return Preflight([f"nodes={nodes} must be at least 1"], [])
+    ranks = site.ranks(nodes)
+    inputs = check_inputs(recipe, waiting_keys(recipe, waits_for))
+    size = checkpoint_bytes(recipe)
+    problems = [
+        *training_problems(recipe, ranks),
+        *precision_problems(recipe, site),
+        *inputs.problems,
+        *run_problems(recipe, inputs.fingerprints),
+        *disk_problems(recipe, size),
+    ]
+    notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
+    if site.gpu_memory_gb:
+        patches = None if inputs.packs is None else int(inputs.packs.patches.max())
+        estimate = memory_estimate(recipe, ranks, patches)
+        problems += memory_problems(recipe, site, estimate)
+        notes += estimate.lines()
+    if site.scheduler == "slurm":
+        try:
+            partition = site_partition(site)
+        except OneVisionError as error:
+            problems.append(str(error))
+        else:
+            problems += partition_problems(site, nodes, partition, minutes or site.minutes)
+            if partition.available < nodes <= partition.nodes:
+                notes.append(
+                    f"{partition.available} of the {partition.nodes} nodes of partition {partition.name} are in "
+                    f"service: a job of {nodes} waits for the others"
+                )
+    return Preflight(problems, notes)
+
+
+def waiting_keys(recipe: Recipe, waits_for: Collection[str]) -> set[str]:
+    """Keys of the recipe's inputs that lie in one of the folders `waits_for`."""
+    data = recipe.data
+    inputs = {
+        "data.tokenizer": data.tokenizer,
+        "data.corpus": data.corpus,
+        "data.packs": data.packs,
+        "train.init_from": recipe.train.init_from,
+    }
+    folders = [Path(folder).absolute() for folder in waits_for]
+    return {
+        key
+        for key, path in inputs.items()
+        if path and any(Path(path).absolute().is_relative_to(folder) for folder in folders)
+    }
+
+
+def site_partition(site: Site) -> Partition:
+    """The partition of the site's training jobs.
+
+    Raises:
+        InputError: Slurm has no such partition.
+        SlurmError: Slurm cannot be asked.
+    """
+    found = site.slurm.partition(site.partition)
+    if found is None:
+        wanted = f"no partition {site.partition}" if site.partition else "no default partition"
+        names = ", ".join(site.slurm.partitions())
+        raise InputError(f"Slurm has {wanted}: set `partition` of site {site.name} to one of {names}")
+    return found
+
+
+def precision_problems(recipe: Recipe, site: Site) -> list[str]:
+    """FP8 on a chip that has none."""
+    if recipe.train.precision != "fp8" or site.fp8:
+        return []
+    chip = f"{site.gpu_type} of site {site.name}" if site.gpu_type else f"site {site.name}"
+    return [f"train.precision=fp8: {chip} has no FP8 units: use train.precision=bf16, or another site"]
+
+
+def run_problems(recipe: Recipe, fingerprints: dict[str, str]) -> list[str]:
+    """A run folder that belongs to another run. Inputs without a fingerprint are not compared."""
+    if not recipe.output:
+        return ["output is empty: name the run folder with output=runs/NAME"]
+    try:
+        problem = conflict(recipe, fingerprints, unknown=INPUT_NAMES - set(fingerprints))
+    except OneVisionError as error:
+        problem = str(error)
+    return [problem] if problem else []
+
+
+def disk_problems(recipe: Recipe, size: int) -> list[str]:
+    """No room at `output` for the kept checkpoints and the one that is being written, each of `size` bytes.
+
+    What the run's checkpoints take already counts as room. Quotas are not seen, nor what other jobs will write.
+    """
+    if not recipe.output:
+        return []
+    run, keep = Path(recipe.output), recipe.checkpoint.keep
+    there = sum(path.stat().st_size for path in (run / "checkpoints").glob("**/*") if path.is_file())
+    place = run.absolute()
+    while not place.exists():
+        place = place.parent
+    needed, free = (keep + 1) * size - there, shutil.disk_usage(place).free
+    if needed <= free:
+        return []
+    return [
+        f"output={recipe.output}: {keep} checkpoints and the next one, {_gb(size)} each, need {_gb(needed)} more and "
+        f"{_gb(free)} are free on the disk of {place}: make room, set another output, or lower checkpoint.keep={keep}"
+    ]
+
+
+def memory_problems(recipe: Recipe, site: Site, estimate: MemoryEstimate) -> list[str]:
+    """More memory than a GPU has, by the estimate."""
+    if estimate.total <= site.gpu_memory_gb * 1e9:
+        return []
+    model, train = recipe.model, recipe.train
+    knobs = []
+    if model.recompute != "full":
+        knobs.append(f"set model.recompute=full (is {model.recompute})")
+    elif model.recompute_layers > 1:
+        knobs.append(f"lower model.recompute_layers={model.recompute_layers}")
+    if train.micro_batch_size > 1:
+        knobs.append(f"lower train.micro_batch_size={train.micro_batch_size}")
+    knobs.append(f"raise parallel.tensor={recipe.parallel.tensor} (no part of this version)")
+    part = max(estimate.parts, key=lambda name: estimate.parts[name])
+    return [
+        f"a GPU needs about {_gb(estimate.total)} at its fullest ({estimate.moment}; the largest part is {part}, "
+        f"{_gb(estimate.parts[part])}) and the {site.gpu_type or 'GPU'} of site {site.name} has "
+        f"{site.gpu_memory_gb:g} GB: {', '.join(knobs)}, or use larger GPUs"
+    ]
+
+
+def partition_problems(site: Site, nodes: int, partition: Partition, minutes: int) -> list[str]:
+    """What a partition does not give: so many nodes, so many GPUs a node, so long."""
+    problems, name = [], f"partition {partition.name}"
+    if nodes > partition.nodes:
+        problems.append(f"nodes={nodes} is above the {partition.nodes} nodes of {name}: use at most {partition.nodes}")
+    if site.gpus_per_node > partition.gpus_per_node:
+        problems.append(
+            f"gpus_per_node={site.gpus_per_node} of site {site.name} is above the {partition.gpus_per_node} that each "
+            f"node of {name} has: correct the profile, or choose another partition"
+        )
+    if partition.minutes is not None and minutes > partition.minutes:
+        problems.append(
+            f"the time limit {_clock(minutes)} is above MaxTime={_clock(partition.minutes)} of {name}: lower it (a job "
+            "that reaches it saves, is queued again and goes on)"
+        )
+    if minutes * 60 <= site.signal_seconds + 60:  # Slurm sends the signal up to a minute early
+        problems.append(
+            f"the time limit {_clock(minutes)} leaves no time to train before the signal to save, "
+            f"signal_seconds={site.signal_seconds} before its end: raise it"
+        )
+    return problems
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _clock(minutes: int) -> str:
+    return f"{minutes // 1440}-{minutes // 60 % 24:02}:{minutes % 60:02}:00"

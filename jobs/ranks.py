@@ -1,0 +1,50 @@
+"""What each rank of a training job does. It knows its place from the launcher, and needs no launcher's package."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.records import leave_record
+from onevision.errors import Hung
+from onevision.recipe import Recipe
+
+
+def train_here(recipe: Recipe) -> dict[str, Any]:
+    """The training job itself: one process a rank, which finds its place in the launcher's environment."""
+    quiet()
+    from onevision.model.device import Ranks
+    from onevision.training.loop import train
+
+    world_size = int(os.environ["WORLD_SIZE"])
+    return train(
+        recipe,
+        Ranks(
+            rank=int(os.environ["RANK"]),
+            world_size=world_size,
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+            rendezvous=f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+        ),
+        on_hang=partial(leave_record, Path(os.environ["RANK_RECORD"]), Hung.exit_code),
+    )
+
+
+def initialise_here(recipe: Recipe) -> dict[str, Any]:
+    """The job of `init`."""
+    quiet()
+    from onevision.training.loop import initialise
+
+    return initialise(recipe)
+
+
+def quiet() -> None:
+    """Keep remarks that no user can act on out of the log: packages that a CPU does not need, names that change."""
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    logging.getLogger("megatron").setLevel(logging.ERROR)

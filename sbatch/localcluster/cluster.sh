@@ -1,0 +1,326 @@
+#!/usr/bin/env bash
+# A real Slurm of 16 nodes x 8 GPUs (device files that cannot compute) on one machine, to try and test jobs on.
+#
+#   cluster.sh [--name NAME] COMMAND
+#     up                  start it, or what is missing of it; jobs of a cluster that was not ended by `down` go on
+#     down                end it and remove everything, its queue and accounting too
+#     status              partitions, nodes and jobs
+#     env                 the line that points Slurm's commands to it: eval "$(bash cluster.sh env)"
+#     in NODE COMMAND...  run something on a node: node01 to node16, or head
+#     kill-node NODE      the node dies: all its processes and its network; Slurm finds out by itself
+#     fail-node NODE      the same, and Slurm is told at once
+#     start-node NODE     it comes back
+#     kill-controller     slurmctld dies
+#     start-controller    it comes back and goes on with the jobs it knew
+#     --name NAME         a cluster of its own beside the first (onevision)
+#     --subnet A.B.C      addresses for `up`, where those it takes by itself are in use
+#
+# Every node, and the head with slurmctld, slurmdbd, mariadbd and munged, is one `unshare` with namespaces of its own for
+# processes, network, hostname, IPC and mounts, so that killing one process is the crash of a machine and leaves nothing
+# behind. The nodes hang on a bridge inside the head, which this machine reaches by one interface: no port is taken
+# here, and no firewall rule of this machine lies between the nodes. There are no pid files: what runs is what the
+# process table says. Needs root, Debian 12 or alike, no systemd, no cgroups; /etc is not touched.
+set -euo pipefail
+# Whatever the caller's Slurm is, and options for its jobs: not ours.
+unset "${!SLURM@}" "${!SBATCH@}" "${!SRUN@}" "${!SALLOC@}" "${!SINFO@}" "${!SQUEUE@}" "${!SACCT@}" "${!SCONTROL@}"
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+BASE=/var/tmp/onevision-slurm
+PACKAGES="slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core libpmix2 iproute2 procps util-linux"
+
+say() { echo "cluster $NAME: $*"; }
+refuse() { say "$*" >&2; exit 2; }
+
+failed() {  # what failed: with the lines of the logs that say why
+    say "$*; the logs in $ROOT/log say:" >&2
+    for log in "$ROOT"/log/*.log; do
+        grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' "$log" | tail -n 4 | sed "s|^|    ${log##*/}: |" >&2 || true
+    done
+    exit 1
+}
+
+wait_for() {  # seconds, command: until it succeeds
+    local end=$((SECONDS + $1)); shift
+    until "$@" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.05; done
+}
+
+names() { printf 'node%02d ' {1..16}; }
+
+# --- what runs ---------------------------------------------------------------------------------------------------------
+
+boxes() {  # "pid node" of what runs of this cluster, the head included
+    { pgrep --ns $$ --nslist pid -af "^unshare .*cluster\.sh --name $NAME .*box (head|node[0-9]+)$" || true; } |
+        awk '{print $1, $NF}'
+}
+box() { boxes | awk -v node="$1" '$2 == node {print $1; found = 1} END {exit !found}'; }
+missing() { comm -13 <(boxes | awk '{print $2}' | sort) <(names | tr ' ' '\n' | grep . | sort); }
+answers() { timeout 5 scontrol ping 2>/dev/null | grep "is UP" >/dev/null; }
+node_states() { sinfo -h -N -p gpu -o '%N %T'; }
+nodes_answer() { [[ $(node_states | grep -cvE 'down|unk|fail|boot|\*') == 16 ]]; }
+
+kill_boxes() {  # pids: killing the first process inside kills all inside; unshare ends when they are gone
+    local pid end=$((SECONDS + 10))
+    for pid; do pkill -KILL --parent "$pid" || kill -KILL "$pid" 2>/dev/null || true; done
+    for pid; do
+        while boxes | grep "^$pid " >/dev/null; do ((SECONDS < end)) || kill -KILL "$pid"; sleep 0.02; done
+    done
+}
+
+in_box() {  # node, command...: in all namespaces of the node
+    local pid; pid=$(box "$1"); shift
+    pid=$(pgrep --parent "$pid")
+    nsenter --target "$pid" --net --uts --ipc --mount --pid "$@"
+}
+
+# --- inside a node -----------------------------------------------------------------------------------------------------
+
+start_box() {  # node, pid of a process in whose network the other end of its cable is
+    # A clean environment and default signals: tasks inherit them. A higher priority: see PropagatePrioProcess.
+    (cd / && setsid --fork env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
+        nice -n -10 unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc \
+        bash "$HERE/cluster.sh" --name "$NAME" --subnet "$SUBNET" box "$1" \
+        8<"/proc/$2/ns/net" 9<&- </dev/null >"$ROOT/log/$1.log" 2>&1)
+}
+
+run_box() {  # node: the first process inside. File 8 is the network in which the other end of its cable is
+    local outside=/proc/self/fd/8 node=$1 file
+    hostname "$node"
+    mount --bind "$ROOT/etc/hosts" /etc/hosts
+    mount -t tmpfs tmpfs /dev/shm
+    ip link set lo up
+    if [[ $node == head ]]; then
+        # A fixed address: by itself a bridge takes the lowest of its ports', and changes it when that node dies.
+        ip link add switch address 02:00:00:00:00:fd type bridge
+        ip addr add "$SUBNET.253/24" dev switch
+        ip link add uplink type veth peer name "$LINK" netns $outside
+        ip link set uplink master switch up
+        ip link set switch up
+        nsenter --net=$outside ip addr add "$SUBNET.254/24" dev "$LINK"
+        nsenter --net=$outside ip link set "$LINK" up
+    else
+        nsenter --net=$outside ip link del "$node" 2>/dev/null || true  # of its life before, not yet cleared away
+        ip link add eth0 type veth peer name "$node" netns $outside
+        nsenter --net=$outside ip link set "$node" master switch up
+        ip addr add "$SUBNET.$((10#${node#node}))/24" dev eth0
+        ip link set eth0 up
+    fi
+    for file in "/proc/$BASHPID/fd/"*; do  # nothing of the caller's stays open: locks, pipes, its network
+        file=${file##*/}
+        if ((file > 2 && file < 255)); then eval "exec $file>&-"; fi
+    done
+    if [[ $node == head ]]; then run_head; else slurmd -D -N "$node"; exit; fi
+}
+
+run_head() {
+    local database="mariadb --no-defaults --socket=$ROOT/run/mariadb.sock --user=root" pid
+    munged --foreground --force --num-threads=10 --key-file="$ROOT/munge/key" --socket="$ROOT/run/munge.sock" \
+        --pid-file="$ROOT/run/munged.pid" --log-file="$ROOT/log/munged.log" --seed-file="$ROOT/munge/seed" &
+    if [[ ! -d $ROOT/database ]]; then
+        rm -rf "$ROOT/database.new"
+        mariadb-install-db --no-defaults --user=root --datadir="$ROOT/database.new" --skip-test-db \
+            --auth-root-authentication-method=normal >"$ROOT/log/mariadb-install-db.log" 2>&1
+        mv "$ROOT/database.new" "$ROOT/database"
+    fi
+    mariadbd --no-defaults --user=root --datadir="$ROOT/database" --socket="$ROOT/run/mariadb.sock" \
+        --bind-address=127.0.0.1 --pid-file="$ROOT/run/mariadbd.pid" --log-error="$ROOT/log/mariadbd.log" \
+        --skip-log-bin --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 \
+        --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-name-resolve &
+    wait_for 30 $database -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
+    $database -e "create database if not exists slurm_accounting; grant all on slurm_accounting.* to slurm@127.0.0.1 identified by 'slurm'"
+    slurmdbd -D &
+    wait_for 30 sacctmgr -n list cluster || { echo "error: slurmdbd does not answer"; exit 1; }
+    [[ $(sacctmgr -n list cluster "$CLUSTER") ]] || sacctmgr -i -Q add cluster "$CLUSTER"
+    slurmctld -D &
+    touch "$ROOT/run/started"
+    wait  # also clears away what others leave behind, which is the duty of a first process
+}
+
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+prepare() {  # refuse where it cannot work; one `up` or `down` at a time
+    local command missing="" log
+    [[ $EUID == 0 ]] || refuse "needs root: run it with sudo"
+    for command in slurmctld slurmd slurmdbd scontrol sinfo munged mariadbd mariadb mariadb-install-db \
+        ip pgrep unshare nsenter flock; do
+        command -v $command >/dev/null || missing+=" $command"
+    done
+    ldconfig -p | grep 'libpmix.so.2 ' >/dev/null || missing+=" libpmix.so.2"
+    [[ -z $missing ]] || refuse "not installed:$missing; on Debian 12: apt-get install --no-install-recommends $PACKAGES"
+    log=$(unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc ip link add type veth 2>&1) ||
+        refuse "no permission for namespaces and network links here, needs a machine or a privileged container: $log"
+    mkdir -p "$BASE"
+    [[ -O $BASE && ! -L $BASE ]] || refuse "$BASE belongs to somebody else: remove it"
+    exec 9<"$BASE"
+    flock --wait 120 9 || refuse "another up or down has been running for two minutes: wait for it, or end it"
+}
+
+check_subnet() {
+    local used
+    used=$({ ip -4 route show root "$SUBNET.0/24"; ip -4 route show match "$SUBNET.0/24"; } |
+        awk '!/^default/ {print $1, $2, $3}' | paste -sd,)
+    [[ -z $used ]] || refuse "$SUBNET.0/24 is in use ($used): give another with --subnet, such as --subnet 172.29.$OCTET"
+}
+
+fill() {  # template, further sed expressions
+    sed -e "s|@ROOT@|$ROOT|g; s|@CLUSTER@|$CLUSTER|g; s|@SUBNET@|$SUBNET|g; s|@FIRST_JOB@|$FIRST_JOB|g" "${@:2}" "$HERE/$1.in"
+}
+
+write_files() {
+    local node FIRST_JOB=$(($(date +%s) % 60000000 + 1000))
+    rm -rf "$ROOT/run" "$ROOT/munge"  # sockets and locks of what no longer runs
+    mkdir -p "$ROOT"/{etc,run,log,state} && mkdir -m 700 "$ROOT/munge"
+    echo "$SUBNET" >"$ROOT/subnet"
+    head -c 1024 /dev/urandom >"$ROOT/munge/key" && chmod 400 "$ROOT/munge/key"
+    { echo "127.0.0.1 localhost"; echo "$SUBNET.253 head"; echo "$SUBNET.254 $(hostname)"
+      for node in $(names); do echo "$SUBNET.$((10#${node#node})) $node"; done; } >"$ROOT/etc/hosts"
+    fill slurm.conf >"$ROOT/etc/slurm.conf"
+    fill cgroup.conf >"$ROOT/etc/cgroup.conf"
+    fill mpi.conf >"$ROOT/etc/mpi.conf"
+    for node in $(names); do fill gres.conf -e "s|@NODE@|$node|g; /^#/d"; done >"$ROOT/etc/gres.conf"
+    (umask 077 && fill slurmdbd.conf >"$ROOT/etc/slurmdbd.conf")
+}
+
+start_nodes() {  # nodes that do not run
+    local node gpu head known
+    head=$(box head)
+    # Slurm still believes in nodes that died a moment ago: their jobs would wait for tasks that are gone.
+    known=$(node_states | awk -v nodes=" $* " 'index(nodes, " " $1 " ") && $2 !~ /down|unk/ {print $1}' | paste -sd,)
+    [[ -z $known ]] || scontrol update nodename="$known" state=down reason="started again"
+    for node; do
+        mkdir -p "$ROOT/nodes/$node/dev" "$ROOT/nodes/$node/spool"
+        for gpu in {0..7}; do  # the numbers of /dev/null
+            [[ -e $ROOT/nodes/$node/dev/nvidia$gpu ]] || mknod "$ROOT/nodes/$node/dev/nvidia$gpu" c 1 3
+        done
+        start_box "$node" "$head"
+    done
+}
+
+start_controller() {
+    in_box head env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
+        nice -n -10 slurmctld </dev/null >>"$ROOT/log/head.log" 2>&1 9<&- || true
+    wait_for 20 answers || failed "slurmctld does not answer"
+}
+
+head_starts() { [[ $(box head) ]] && ! answers; }
+
+up() {
+    local begin=$SECONDS nodes
+    prepare
+    trap 'failed "line $LINENO: $BASH_COMMAND"' ERR
+    trap 'echo; say "interrupted; up goes on with it, down removes it" >&2; exit 130' INT TERM
+    nodes=$(missing | xargs)
+    if [[ $(box head) && -z $nodes ]] && answers && nodes_answer; then
+        say "already up"
+    else
+        if [[ -z $(box head) ]]; then
+            # The nodes' cables end in the head.
+            # shellcheck disable=SC2046
+            kill_boxes $(boxes | cut -d' ' -f1)
+            ip link del "$LINK" 2>/dev/null || true
+            check_subnet
+            [[ ! -d $ROOT/database ]] || say "goes on with the queue and the accounting in $ROOT"
+            say "starts the head (munged, mariadbd, slurmdbd, slurmctld) at $SUBNET.253"
+            write_files
+            start_box head $$
+        elif [[ -e $ROOT/run/started ]] && ! answers; then
+            say "starts slurmctld again"
+            start_controller
+        fi
+        wait_for 2 box head
+        wait_for 60 eval '! head_starts'
+        answers || failed "the head does not start"
+        nodes=$(missing | xargs)
+        [[ -z $nodes ]] || say "starts $(wc -w <<<"$nodes") nodes at $SUBNET.1 to $SUBNET.16"
+        # shellcheck disable=SC2086
+        start_nodes $nodes
+        wait_for 30 nodes_answer || failed "not all nodes answer ($(node_states | awk '{print $1 "=" $2}' | xargs))"
+        say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (the default), urgent, cpu, short (10 minutes)"
+    fi
+    [[ $NAME == onevision ]] || return 0
+    cat <<TEXT
+
+    make stage1_5 NODES=16          a job on all nodes
+    make status                     what becomes of it
+    eval "\$(bash sbatch/localcluster/cluster.sh env)"; sinfo; squeue
+    bash sbatch/localcluster/cluster.sh kill-node node03      and watch
+    make slurm-down                 ends it
+
+TEXT
+}
+
+down() {
+    local running
+    prepare
+    running=$(boxes | cut -d' ' -f1)
+    if [[ -z $running && ! -e $ROOT ]]; then say "is not up"; return; fi
+    # shellcheck disable=SC2086
+    kill_boxes $running
+    ip link del "$LINK" 2>/dev/null || true
+    rm -rf "$ROOT"
+    say "ended; $ROOT is removed"
+}
+
+status() {
+    answers 2>/dev/null || { say "is not up: bash sbatch/localcluster/cluster.sh up" >&2; exit 1; }
+    sinfo
+    squeue
+}
+
+need_node() {  # node: one of the names, of a cluster that is up
+    [[ " $(names) " == *" ${1:-} "* ]] || refuse "no node '${1:-}': they are node01 to node16"
+    [[ $EUID == 0 ]] || refuse "needs root: run it with sudo"
+    [[ $(box head) ]] || refuse "is not up"
+}
+
+kill_node() {
+    local pid
+    pid=$(box "$1") || { say "$1 does not run"; return; }
+    kill_boxes "$pid"
+}
+
+main() {
+    NAME=onevision SUBNET=
+    local command=""
+    while (($#)); do
+        case $1 in
+        --name) NAME=${2:-}; shift 2 || refuse "--name needs a name" ;;
+        --name=*) NAME=${1#*=}; shift ;;
+        --subnet) SUBNET=${2:-}; shift 2 || refuse "--subnet needs three numbers, such as 172.29.4" ;;
+        --subnet=*) SUBNET=${1#*=}; shift ;;
+        *) [[ -z $command ]] || break; command=$1; shift ;;
+        esac
+    done
+    [[ $NAME =~ ^[a-z][a-z0-9-]{0,19}$ ]] || refuse "a name has up to 20 small letters, digits and hyphens"
+    ROOT=$BASE/$NAME
+    OCTET=$(($(printf %s "$NAME" | cksum | cut -d' ' -f1) % 254 + 1))
+    LINK=slurm-$(printf %s "$NAME" | md5sum | cut -c1-8)
+    [[ $SUBNET ]] || SUBNET=$(cat "$ROOT/subnet" 2>/dev/null || echo "10.77.$OCTET")
+    [[ $SUBNET =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || refuse "--subnet needs three numbers, such as 172.29.4; not '$SUBNET'"
+    CLUSTER=localcluster
+    [[ $NAME == onevision ]] || CLUSTER+=-$NAME
+    export SLURM_CONF=$ROOT/etc/slurm.conf
+    case $command in
+    up | down | status) "$command" ;;
+    env) echo "export SLURM_CONF=$SLURM_CONF" ;;
+    box) run_box "$1" ;;
+    in)
+        [[ ${1:-} == head ]] || need_node "${1:-}"
+        [[ $(box "$1") ]] || refuse "$1 does not run"
+        (($# > 1)) || refuse "in needs a command after the node"
+        # shellcheck disable=SC2016
+        in_box "$1" bash -c 'cd "$0" 2>/dev/null; exec "$@"' "$PWD" "${@:2}" ;;
+    kill-node) need_node "${1:-}"; kill_node "$1" ;;
+    fail-node) need_node "${1:-}"; kill_node "$1"; scontrol update nodename="$1" state=down reason="fail-node" ;;
+    start-node)
+        need_node "${1:-}"
+        if [[ $(box "$1") ]]; then say "$1 already runs"; else start_nodes "$1"; fi ;;
+    kill-controller) in_box head pkill -KILL -x slurmctld || say "slurmctld does not run" ;;
+    start-controller) if answers; then say "slurmctld already runs"; else start_controller; fi ;;
+    "" | help | --help | -h) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+    *) refuse "no command '$command'; there are up, down, status, env, in, kill-node, fail-node, start-node," \
+        "kill-controller, start-controller" ;;
+    esac
+}
+
+main "$@"
+exit

@@ -1,0 +1,154 @@
+"""The files of checkpoints, without what is in them: names, digests, completeness. Needs neither torch nor Megatron.
+
+A checkpoint is complete or not there: `checkpoints/step_00000100/` appears by one rename after everything in it was
+written, `checkpoint.json` lists its files with size and digest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onevision.errors import DataError, InputError
+from onevision.files import read_json, storage_errors, write_json
+from onevision.fingerprint import file_digest, value_digest
+from onevision.model.presets import Architecture
+
+CHECKPOINT_FILE = "checkpoint.json"
+STEP_NAME = re.compile(r"step_(\d{8})")
+
+
+def step_folder(run: str | Path, step: int) -> Path:
+    """Folder of the checkpoint of `step` in a run folder."""
+    return Path(run) / "checkpoints" / f"step_{step:08d}"
+
+
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """Steps of the checkpoints in a run folder, oldest first, complete by name (not yet verified)."""
+    folder = Path(run) / "checkpoints"
+    names = [STEP_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in names if match)
+
+
+def verify_sizes(folder: Path) -> dict[str, Any]:
+    """Content of checkpoint.json, after it was found whole and every file with its size; what the files hold is not
+    read, so that it takes no time at any size.
+
+    Raises:
+        DataError: checkpoint.json is missing or altered, or a file is missing or truncated.
+    """
+    if not (folder / CHECKPOINT_FILE).exists():
+        raise DataError(f"{folder} has no {CHECKPOINT_FILE}: it was not written to its end")
+    try:
+        content = read_json(folder / CHECKPOINT_FILE)
+    except InputError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(content, dict) or content.get("fingerprint") != _fingerprint(content):
+        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
+    for name, entry in content["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise DataError(f"{path} is missing")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise DataError(f"{path} has {size} bytes instead of {entry['bytes']}")
+    return content
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Content of checkpoint.json, after every file was found with its size and digest.
+
+    Raises:
+        DataError: a file is missing, truncated or altered.
+    """
+    content = verify_sizes(folder)
+    for name, entry in content["files"].items():
+        if file_digest(folder / name) != entry["digest"]:
+            raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
+    return content
+
+
+def newest(
+    run: str | Path, check: Callable[[Path], dict[str, Any]] = verify
+) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and content of the newest checkpoint that passes `check`; broken ones are skipped with a message."""
+    for step in reversed(checkpoint_steps(run)):
+        folder = step_folder(run, step)
+        try:
+            return folder, check(folder)
+        except DataError as error:
+            print(f"skipping checkpoint {folder}: {error}", flush=True)
+    return None
+
+
+def find(path: str | Path, check: Callable[[Path], dict[str, Any]] = verify) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `path` names: a checkpoint folder, or a run folder (its newest one that passes `check`).
+
+    Raises:
+        InputError: there is none.
+        DataError: the named one is broken.
+    """
+    folder = Path(path)
+    if STEP_NAME.fullmatch(folder.name) and not folder.exists():
+        steps = ", ".join(map(str, checkpoint_steps(folder.parent.parent))) or "none"
+        raise InputError(f"{folder} does not exist; the run has checkpoints of steps: {steps}")
+    if (folder / CHECKPOINT_FILE).exists() or STEP_NAME.fullmatch(folder.name):
+        return folder, check(folder)
+    found = newest(folder, check)
+    if found is None:
+        raise InputError(f"{path} holds no checkpoint: run the step that trains or imports it first")
+    return found
+
+
+def check_architecture(folder: Path, content: dict[str, Any], architecture: Architecture) -> None:
+    """Refuse a checkpoint of another model size.
+
+    Raises:
+        InputError: naming the sizes that differ.
+    """
+    found, wanted = content["architecture"], asdict(architecture)
+    different = [
+        f"{part}.{name}={found[part].get(name)} instead of {value}"
+        for part in ("vision", "language")
+        for name, value in wanted[part].items()
+        if found[part].get(name) != value
+    ]
+    if different:
+        raise InputError(f"{folder} is a checkpoint of model {found['name']}: " + ", ".join(different))
+
+
+def commit(temporary: Path, run: Path, step: int, architecture: Architecture, keep: int) -> Path:
+    """Make a written folder the checkpoint of `step`, and remove all but the newest `keep`; returns its folder."""
+    folder = step_folder(run, step)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
+    }
+    content = {"step": step, "architecture": asdict(architecture), "files": files}
+    write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
+    _sync(temporary)
+    if folder.exists():  # a broken one of the same step
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    for old in checkpoint_steps(run)[:-keep]:
+        shutil.rmtree(step_folder(run, old))
+    return folder
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return value_digest({key: value for key, value in content.items() if key != "fingerprint"})
+
+
+def _sync(folder: Path) -> None:
+    """Flush the files of a folder and the folder itself to the disk."""
+    with storage_errors(folder):
+        for path in [*folder.iterdir(), folder]:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

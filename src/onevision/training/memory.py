@@ -1,0 +1,245 @@
+"""How much memory a GPU needs for a training step, and a disk for a checkpoint. All formulas stand here, to be redone
+by hand; nothing is allocated and torch is not needed.
+
+Symbols: T tokens and P patches of a micro-batch, I images, R = P + I rows of the vision tower (a class token an image);
+e bytes an element (2 for BF16, 4 for FP32). Language: H hidden, F MLP, q = heads*d, k = groups*d, V vocabulary. Vision:
+h hidden, f MLP, c channels a head. N parameters of a rank, n of them trained, D data-parallel ranks.
+
+    weights            e*N
+    gradients          4*n                           one FP32 buffer
+    optimizer state    (8 + (4 if BF16))*n / D       two moments, and FP32 masters of BF16 weights
+    data of the step   (588*4*P + 48*T) * micro-batches
+
+Activations kept for the backward pass, of parts that it passes through (those trained, and those behind them):
+
+    a language layer   T*(e*(2H + 4q + 3k + 4d + 4F) + 4*heads)
+                       inputs of two norms, of the norms of q and k, the fused qkv; q and k turned, cosines and sines,
+                       attention's output and log-sums; four tensors of SwiGLU
+      trained          T*e*(2H + F), inputs of the products (that of the projection is attention's output)
+    end of language    T*e*(H + H if trained), inputs of the last norm and of the head
+    loss               T*V*4, FP32 probabilities; while they are made also the BF16 logits, T*V*2
+    a vision layer     R*(e*(12h + 4c + 2f) + 8c + 4*heads)
+                       as above with a plain MLP; also FP32 angles and q, k halves swapped, for the angle of the class
+                       token is learned
+    begin of vision    e*(588*P + h*R)
+    adapter            e*(4*h*P + H*P/4)
+
+`model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H, R*e*h), and during the
+backward pass one whole block. `selective` gains nothing but the log-sums of attention: what it would recompute is not
+kept by attention kernels that never store the square.
+
+The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
+activations, T*e*4F); that of a vision block (R*e*3f), when language's activations are gone. For a checkpoint the
+optimizer's state is gathered in the memory of the first rank's host (12*n bytes), not on a GPU.
+
+Tensor parallelism divides N and all activations (with sequence parallelism), pipeline parallelism the language layers:
+the first stage has vision, adapter and embedding, and keeps the activations of `pipeline` micro-batches; the last has
+the head and the loss.
+
+The layers are those of Transformer Engine with Megatron's unfused rotary embedding, SwiGLU and cross entropy. PyTorch's
+own modules, which take their place on a CPU, keep up to 20 % more in FP32 and up to 40 % in BF16, where their norms
+work on FP32 copies. What is kept is measured on a CPU and, so far, read in the source for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onevision.model.presets import PATCH_VALUES, PRESETS, SPATIAL_MERGE_SIZE, Architecture
+from onevision.recipe import ModelRecipe, Recipe
+
+# CUDA's context with its kernels (about 0.6 GB), NCCL's buffers (about 1 GB), workspaces of cuBLAS and attention.
+FIXED_BYTES = 2e9
+FRAGMENTATION = 0.05  # of everything else: room that PyTorch's allocator holds and cannot hand out
+TOKEN_BYTES = 48  # of the step's data: tokens, labels, positions, mask, places of images and their like
+PATCHES_PER_TOKEN = SPATIAL_MERGE_SIZE**2
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What passes through the model at once: T tokens, P patches of I images."""
+
+    tokens: int
+    patches: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that one micro-batch keeps for its backward pass, and those of one block in its backward pass."""
+
+    vision: float  # with the adapter
+    language: float  # without the loss
+    vision_block: float  # 0 without recompute: then nothing is added
+    language_block: float
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one GPU by part, at the moment when they are most."""
+
+    parts: dict[str, float]
+    moment: str  # what happens then
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    def lines(self) -> list[str]:
+        """A table of the parts in GB (1e9 bytes)."""
+        rows = [*self.parts.items(), ("together", self.total)]
+        width = max(len(name) for name, _ in rows)
+        return [f"memory a GPU, estimated, at its fullest ({self.moment}):"] + [
+            f"  {name:<{width}}  {size / 1e9:7.2f} GB" for name, size in rows
+        ]
+
+
+def parameters(architecture: Architecture) -> dict[str, int]:
+    """Parameters of embedding, head, vision, adapter, one language layer and the last norm.
+
+    language layer: norms 2H + 2d, qkv H*(q + 2k), projection q*H, SwiGLU 3*H*F. Vision layer: norms 4h, qkv 3h*h + 3h,
+    projection h*h + h, MLP 2*h*f + f + h. Adapter, with m = 4h: 2h + m*m + m + m*H + H.
+    """
+    vision, language, merged = architecture.vision, architecture.language, architecture.merged_size
+    h, f, hidden = vision.hidden_size, vision.ffn_hidden_size, language.hidden_size
+    q, k = _query_key(architecture)
+    vision_layer = 4 * h + (3 * h * h + 3 * h) + (h * h + h) + (2 * h * f + f + h)
+    # Patch embedding, class token, its angles, the first norm.
+    begin = PATCH_VALUES * h + h + vision.head_dim // 2 + 2 * h
+    products = hidden * (q + 2 * k) + q * hidden + 3 * hidden * language.ffn_hidden_size
+    return {
+        "vision": begin + vision.num_layers * vision_layer,
+        "adapter": 2 * h + merged * merged + merged + merged * hidden + hidden,
+        "embedding": language.vocab_size * hidden,
+        "layer": 2 * hidden + 2 * language.head_dim + products,
+        "norm": hidden,
+        "head": language.vocab_size * hidden,
+    }
+
+
+def parameter_counts(architecture: Architecture) -> dict[str, int]:
+    """Parameters of the parts that can be frozen: vision, adapter, language."""
+    count = parameters(architecture)
+    language = count["embedding"] + architecture.language.num_layers * count["layer"] + count["norm"] + count["head"]
+    return {"vision": count["vision"], "adapter": count["adapter"], "language": language}
+
+
+def trained_parameters(recipe: Recipe) -> int:
+    """Parameters that a recipe does not freeze."""
+    counts = parameter_counts(PRESETS[recipe.model.preset])
+    return sum(count for part, count in counts.items() if part not in recipe.model.freeze)
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Bytes of one checkpoint on disk: e*N of weights, and 12*n of FP32 masters and moments."""
+    weights = sum(parameter_counts(PRESETS[recipe.model.preset]).values())
+    return _element(recipe) * weights + 12 * trained_parameters(recipe)
+
+
+def kept_activations(
+    architecture: Architecture, model: ModelRecipe, element: int, batch: MicroBatch, layers: int | None = None
+) -> Kept:
+    """Activations kept by the forward pass of a micro-batch through `layers` language layers (default: all)."""
+    vision, language = architecture.vision, architecture.language
+    layers = language.num_layers if layers is None else layers
+    trained = {part: part not in model.freeze for part in ("vision", "adapter", "language")}
+    full, block = model.recompute == "full", model.recompute_layers
+    log_sums = 0 if model.recompute == "selective" else 4
+    tokens, patches, rows = batch.tokens, batch.patches, batch.patches + batch.images
+
+    hidden, ffn = language.hidden_size, language.ffn_hidden_size
+    q, k = _query_key(architecture)
+    layer = element * (2 * hidden + 4 * q + 3 * k + 4 * language.head_dim + 4 * ffn)
+    layer += log_sums * language.num_attention_heads
+    if trained["language"]:
+        layer += element * (2 * hidden + ffn)
+    inside = element * hidden * math.ceil(layers / block) if full else layer * layers
+    end = element * hidden * (1 + trained["language"])
+    kept_language = tokens * (inside + end)
+    language_block = tokens * layer * min(block, layers) if full else 0.0
+
+    h, f, c = vision.hidden_size, vision.ffn_hidden_size, vision.head_dim
+    kept_vision = vision_block = 0.0
+    if trained["vision"]:
+        layer = element * (12 * h + 4 * c + 2 * f) + 8 * c + log_sums * vision.num_attention_heads
+        inside = element * h * math.ceil(vision.num_layers / block) if full else layer * vision.num_layers
+        kept_vision += rows * (inside + element * h) + element * PATCH_VALUES * patches
+        vision_block = rows * layer * min(block, vision.num_layers) if full else 0.0
+    if trained["vision"] or trained["adapter"]:
+        inputs = 4 if trained["adapter"] else 2  # the norm's and GELU's; if trained, those of the two products
+        kept_vision += element * (inputs * h * patches + hidden * patches / SPATIAL_MERGE_SIZE**2)
+    return Kept(kept_vision, kept_language, vision_block, language_block)
+
+
+def memory_estimate(recipe: Recipe, world_size: int, pack_patches: int | None = None) -> MemoryEstimate:
+    """Memory of the fullest GPU of `world_size` at its fullest moment.
+
+    `pack_patches` is the largest number of patches in a pack; unknown, it is taken as 4 a token, more than which cannot
+    be. `world_size` must be a multiple of the ranks that share a model.
+    """
+    stages = {(True, recipe.parallel.pipeline == 1), (recipe.parallel.pipeline == 1, True)}
+    estimates = [_stage(recipe, world_size, pack_patches, first, last) for first, last in stages]
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def _stage(recipe: Recipe, world_size: int, pack_patches: int | None, first: bool, last: bool) -> MemoryEstimate:
+    architecture, model, train, parallel = PRESETS[recipe.model.preset], recipe.model, recipe.train, recipe.parallel
+    language, vision = architecture.language, architecture.vision
+    element, tensor = _element(recipe), parallel.tensor
+    data_ranks = max(1, world_size // (tensor * parallel.pipeline))
+    micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * data_ranks))
+    batch = _worst_batch(recipe, pack_patches)
+    layers = math.ceil(language.num_layers / parallel.pipeline)
+
+    count = parameters(architecture)
+    part = {"vision": count["vision"] * first, "adapter": count["adapter"] * first}
+    part["language"] = layers * count["layer"] + count["embedding"] * first + (count["norm"] + count["head"]) * last
+    weights = sum(part.values()) / tensor
+    trained = sum(size for name, size in part.items() if name not in model.freeze) / tensor
+    state = 8 + (4 if element == 2 else 0)
+    always = {
+        f"weights ({'BF16' if element == 2 else 'FP32'})": element * weights,
+        "gradients (FP32)": 4 * trained,
+        f"optimizer state, 1/{data_ranks} of it": state * trained / data_ranks,
+        "data of the step": (4 * PATCH_VALUES * batch.patches + TOKEN_BYTES * batch.tokens) * micro_batches,
+    }
+
+    in_flight = min(parallel.pipeline, micro_batches) if first else 1
+    kept = kept_activations(architecture, model, element, batch, layers)
+    through_vision = {"activations of vision and adapter": kept.vision * first * in_flight / tensor}
+    through = through_vision | {"activations of language": kept.language * in_flight / tensor}
+    head = element * language.vocab_size * language.hidden_size * ("language" not in model.freeze)
+    logits = batch.tokens * language.vocab_size * (4 + (element if element == 2 else 0))
+    rows = batch.patches + batch.images
+    language_work = kept.language_block + batch.tokens * element * 4 * language.ffn_hidden_size
+    vision_work = kept.vision_block + rows * element * 3 * vision.ffn_hidden_size
+    moments = {
+        "backward of a language layer": through | {"a language block's backward": language_work / tensor},
+    }
+    if last:
+        moments["loss"] = through | {"logits, loss, the head's gradient": (logits + head) / tensor}
+    if first and "vision" not in model.freeze:
+        moments["backward of a vision layer"] = through_vision | {"a vision block's backward": vision_work / tensor}
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    parts = always | moments[moment]
+    return MemoryEstimate(
+        parts | {"CUDA, NCCL, fragmentation": FIXED_BYTES + FRAGMENTATION * sum(parts.values())}, moment
+    )
+
+
+def _worst_batch(recipe: Recipe, pack_patches: int | None) -> MicroBatch:
+    """The micro-batch with most patches; no image has fewer than min_pixels / 14^2 of them."""
+    packs, length = recipe.train.micro_batch_size, recipe.data.sequence_length
+    patches = packs * (PATCHES_PER_TOKEN * length if pack_patches is None else pack_patches)
+    return MicroBatch(packs * length, patches, math.ceil(patches * PATCH_VALUES / 3 / recipe.data.min_pixels))
+
+
+def _query_key(architecture: Architecture) -> tuple[int, int]:
+    language = architecture.language
+    return language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
+
+
+def _element(recipe: Recipe) -> int:
+    return 4 if recipe.train.precision == "fp32" else 2

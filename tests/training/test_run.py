@@ -1,0 +1,66 @@
+"""The lock of a run folder: who is asked to wait, who is refused."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onevision.errors import Busy, InputError
+from onevision.training import run as run_folder
+from onevision.training.run import lock_run
+from tests.forks import forked, wait_for
+
+
+def hold(run: Path, holder: str) -> None:
+    with (run / ".lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        file.write(holder)
+        file.flush()
+        (run / "held").touch()
+        signal.pause()
+
+
+def test_a_holder_that_lives_here_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = f"{os.getpid()} on {platform.node()}"
+    with forked(hold, tmp_path, holder):
+        wait_for((tmp_path / "held").exists)
+        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: pytest.fail("it waits"))
+        with pytest.raises(Busy, match=f"is being written by process {holder}: wait"), lock_run(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("holder", ["17 on a-node-that-died", f"{2**22 + 1} on {platform.node()}", ""])
+def test_a_lock_that_lingers_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holder: str
+) -> None:
+    with forked(hold, tmp_path, holder) as child:
+        wait_for((tmp_path / "held").exists)
+        # The first time that the lock is waited for, its holder ends.
+        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: child.kill())
+        with lock_run(tmp_path):
+            assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
+    assert f"is held by process {holder or 'unknown'}: waiting up to 120 s" in capsys.readouterr().out
+
+
+def test_patience_ends(tmp_path: Path) -> None:
+    with forked(hold, tmp_path, "17 on node04"):
+        wait_for((tmp_path / "held").exists)
+        with pytest.raises(Busy, match="17 on node04") as raised, lock_run(tmp_path, patience=0.1):
+            pass
+    assert raised.value.exit_code == 73
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(InputError, match="cannot be locked: No locks available"), lock_run(tmp_path):
+        pass
