@@ -63,7 +63,7 @@ def make_data(recipe: Recipe) -> None:
 
 def source_work(recipe: Recipe) -> Work:
     """The job that draws the records of the tiny recipes."""
-    return Work("source", make_source, (recipe,), log_folder=Path(recipe.data.source).parent / "log")
+    return Work("source", make_source, (recipe,), log_folder=Path(recipe.output).parent / "log")
 
 
 def make_source(recipe: Recipe) -> None:

@@ -99,6 +99,11 @@ def find(root: Path) -> list[Facts]:
     return [facts for folder in sorted(_walk(root, _DEPTH)) for facts in folder_facts(folder)]
 
 
+def find_all() -> list[Facts]:
+    """Those in the folders where they are by default."""
+    return [facts for root in ROOTS for facts in find(Path(root))]
+
+
 def folder_facts(folder: Path) -> list[Facts]:
     """The run in a folder, if it is one, and the jobs that log there."""
     jobs = [Records(path.parent, path.name.removesuffix(".job.json")) for path in _job_files(folder)]
@@ -153,8 +158,8 @@ def elsewhere(facts: list[Facts], answers: Answers) -> list[Facts]:
     known = {(each.slurm_conf, each.job_id) for each in facts}
     more = []
     for (conf, number), queued in answers.queued.items():
-        if (conf, number) not in known and os.path.isabs(queued.comment):
-            folder = Path(queued.comment)
+        folder = Path(queued.comment)
+        if (conf, number) not in known and folder.is_absolute():
             more += [each for each in folder_facts(folder) if (each.slurm_conf, each.job_id) == (conf, number)]
     return more
 

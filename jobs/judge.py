@@ -22,7 +22,6 @@ _BY_CODE = {
 }
 _BY_CAUSE = {"crashed": "crash loop", "hung": "hung", "lost": "lost", "unhealthy": "unhealthy nodes"}
 _STATES = {"RUNNING": "running", "COMPLETING": "ending", "CONFIGURING": "starting"}
-_LIVE = ("queued", "restarting", "starting", "running", "ending", "suspended")  # states of a job in the queue
 # squeue's reasons. {partition} and {job} are filled in; a reason that is not here is shown as it is.
 _REASONS = {
     "None": "the scheduler has not looked at it yet",
@@ -69,11 +68,7 @@ class Row:
     speed: str = ""
     left: str = ""
     restarts: str = ""
-
-    @property
-    def live(self) -> bool:
-        """Whether its job is in the queue, or it runs on this machine."""
-        return self.state in _LIVE
+    live: bool = False  # its job is in the queue, or it runs on this machine, as far as is known
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,8 @@ def _row(facts: Facts, verdict: _Verdict, answers: Answers) -> Row:
     own = [row for row in facts.own_events if row["event"] == "start"]
     nodes = queued.nodes if queued is not None else ""
     if not nodes and facts.job and verdict.state in ("queued", "restarting"):
-        nodes = f"{facts.job['nodes']} wanted"
+        count = facts.job["nodes"]
+        nodes = f"{count} node{'s' if count > 1 else ''} wanted"
     elif not nodes and own:
         nodes = str(own[-1]["nodes"])
     return Row(
@@ -145,6 +141,7 @@ def _row(facts: Facts, verdict: _Verdict, answers: Answers) -> Row:
         speed=f"{last['tokens_per_second']:,.0f}" if last else "",
         left=left,
         restarts=_restarts(facts.events),
+        live=(queued is not None and not facts.decided) or verdict.state == "running" or verdict.state.endswith("?"),
     )
 
 
@@ -160,7 +157,7 @@ def _verdict(facts: Facts, answers: Answers, jobs: dict[tuple[str, int], Facts],
         stopped = facts.lock is not None
         return _Verdict("stopped", "make resume continues it") if stopped else _Verdict("not started")
     if facts.decided:
-        return _decided(facts.own_events[-1])
+        return _decided(facts.own_events[-1], facts.steps > 0)
     if facts.slurm_conf in answers.unreachable:
         return _last_known(facts)
     return _gone(facts, answers.accounted.get(key), answers, jobs)
@@ -175,7 +172,7 @@ def _in_queue(facts: Facts, answers: Answers, jobs: dict[tuple[str, int], Facts]
             return _dependent(facts, queued, answers, jobs)
         why = waits(queued, now)
         return _Verdict("restarting" if own else "queued", why, message)
-    if queued.state == "RUNNING" and ended:
+    if queued.state in ("RUNNING", "COMPLETING") and ended:
         return _Verdict("restarting", "", message)
     if queued.state == "RUNNING" and not own:
         return _Verdict("starting")
@@ -199,7 +196,7 @@ def _dependent(facts: Facts, queued: Queued, answers: Answers, jobs: dict[tuple[
 
 
 def _broken(facts: Facts, answers: Answers, jobs: dict[tuple[str, int], Facts]) -> str:
-    """Which of the jobs it needs has ended badly, and how; empty if none has, as far as is known."""
+    """Which of the jobs that it needs, or that those need, has ended badly, and how; empty if none is known to have."""
     assert facts.job is not None
     for number, name in facts.job["after"].items():
         key = (facts.slurm_conf, int(number))
@@ -216,19 +213,19 @@ def _broken(facts: Facts, answers: Answers, jobs: dict[tuple[str, int], Facts]) 
         if before is not None and before.job is not None and key[1] == before.job_id:
             deeper = _broken(before, answers, jobs)
             if deeper:
-                return f"needs {name} (job {number}), which {deeper}"
+                return deeper
         if accounted is not None:
             how = "was cancelled" if accounted.state == "CANCELLED" else f"ended as {accounted.state}"
             return f"needs {name} (job {number}), which {how}"
     return ""
 
 
-def _decided(end: dict[str, Any]) -> _Verdict:
+def _decided(end: dict[str, Any], training: bool) -> _Verdict:
     if end["decision"] == "done":
         return _Verdict("finished")
     code, message = end["exit_code"], end["message"]
     if code == 130:
-        return _Verdict("stopped", "by a person; make resume continues it", message)
+        return _Verdict("stopped", "by a person" + ("; make resume continues it" if training else ""), message)
     short = _BY_CODE.get(code) if end["cause"] == "failed" else _BY_CAUSE.get(end["cause"])
     return _Verdict("failed", short or f"exit code {code}", f"exit code {code}{_colon(message)}")
 

@@ -70,7 +70,7 @@ class Slurm:
         conf = self.conf or os.environ.get("SLURM_CONF")
         return kept | ({"SLURM_CONF": conf} if conf else {})
 
-    def ask(self, *command: str) -> str:
+    def ask(self, *command: str, seconds: float = _SECONDS) -> str:
         """What the command prints.
 
         Raises:
@@ -78,12 +78,12 @@ class Slurm:
         """
         try:
             answer = subprocess.run(
-                command, capture_output=True, text=True, timeout=_SECONDS, env=self.environment(), check=False
+                command, capture_output=True, text=True, timeout=seconds, env=self.environment(), check=False
             )
         except FileNotFoundError:
             raise SlurmError(f"{command[0]} is not on this machine: run on a login node of the cluster") from None
         except subprocess.TimeoutExpired:
-            raise SlurmError(f"{command[0]} had no answer from Slurm within {_SECONDS:.0f} s") from None
+            raise SlurmError(f"{command[0]} had no answer from Slurm within {seconds:.0f} s") from None
         if answer.returncode:
             lines = [line for line in answer.stderr.splitlines() if line.strip()] or ["no message"]
             raise SlurmError(f"{command[0]}: {re.sub(r'^[a-z]+: (error: )?', '', lines[-1])}")
@@ -94,7 +94,7 @@ class Slurm:
         if shutil.which("scontrol") is None or (self.conf and not Path(self.conf).exists()):
             return None
         try:
-            config = self.ask("scontrol", "show", "config")
+            config = self.ask("scontrol", "show", "config", seconds=5)
         except SlurmError:
             return None
         match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)

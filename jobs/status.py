@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.facts import ROOTS, Answers, ask, elsewhere, find
+from jobs.facts import Answers, ask, elsewhere, find, find_all
 from jobs.judge import Row, bad_nodes, judge
 from onevision.errors import InputError
 
@@ -35,27 +35,29 @@ _UNLIMITED = 10_000  # columns
 def run(arguments: list[str]) -> int:
     """python -m jobs status [RUN ...]
 
-    A table of the runs and jobs in the given folders, or of all in runs/ and data/: state and why it waits, nodes, step,
-    loss and tokens/s of the last step, ETA, restarts and the steps they did again. Whole messages of what went wrong, and
+    A table of the runs and jobs in the given folders, or of all in runs/ and data/: state and why it waits, step, loss,
+    tokens/s of the last step, ETA, restarts and the steps they did again, nodes. Whole messages of what went wrong, and
     the nodes that are left out, stand below it.
     """
     console = Console(highlight=False)
-    facts = []
-    for name in arguments or ROOTS:
-        found = find(Path(name))
-        if arguments and not found:
-            raise InputError(nothing_in(Path(name)))
-        facts += found
-    if not facts:
-        print("no runs yet: `make demo` makes the first ones")
-        return 0
+    chosen = []
+    for folder in map(Path, arguments):
+        found = find(folder)
+        if not found:
+            raise InputError(nothing_in(folder))
+        chosen += found
+    known = {each.folder for each in chosen}
+    facts = chosen + [each for each in find_all() if each.folder not in known]  # a job may wait for any other
     answers = Answers()
     with console.status("asking Slurm") if console.is_terminal else nullcontext():
         ask(facts, answers)
     if not arguments:
-        facts += elsewhere(facts, answers)
-    rows = judge(facts, answers, datetime.now())
-    show(console, rows, bad_nodes(facts, rows), answers)
+        chosen = facts = facts + elsewhere(facts, answers)
+    if not facts:
+        print("no runs yet: `make demo` makes the first ones")
+        return 0
+    rows = judge(facts, answers, datetime.now())[: len(chosen)]
+    show(console, rows, bad_nodes(chosen, rows), answers)
     return 0
 
 
@@ -74,15 +76,15 @@ def show(console: Console, rows: Sequence[Row], left_out: dict[str, str], answer
     elif not console.is_terminal:
         console.width = max(natural, console.width)
     console.print(table)
-    for row in rows:
-        if row.message:
-            _line(console, f"{row.label}: {row.message}")
+    for message in dict.fromkeys(row.message for row in rows if row.message):
+        labels = ", ".join(row.label for row in rows if row.message == message)
+        _line(console, f"{labels}: {message}")
     for node, reason in left_out.items():
         _line(console, f"{node}: {reason}")
 
 
 def _wide(rows: Sequence[Row]) -> Table:
-    cells = [[_label(row), _state(row), *map(Text, _figures(row)), *map(Text, (row.restarts, row.nodes))] for row in rows]
+    cells = [[Text(row.label), _state(row), *map(Text, (*_figures(row), row.restarts, row.nodes))] for row in rows]
     columns = ["run", "state", "step", "loss", "tokens/s", "ETA", "restarts", "nodes"]
     return _table(columns, cells, fold=())
 
@@ -91,11 +93,11 @@ def _narrow(rows: Sequence[Row]) -> Table:
     cells = []
     for row in rows:
         state = _state(row)
-        if row.nodes:
+        if row.nodes and row.state != "finished":
             state.append(f"\n{row.nodes}")
         if row.restarts:
             state.append(f"\nrestarts: {row.restarts}")
-        cells.append([_label(row), state, *map(Text, _figures(row))])
+        cells.append([Text(row.label), state, *map(Text, _figures(row))])
     return _table(["run", "state", "step", "loss", "tokens/s", "ETA"], cells, fold=("run", "state"))
 
 
@@ -116,15 +118,8 @@ def _table(columns: list[str], cells: list[list[Text]], fold: tuple[str, ...]) -
     return table
 
 
-def _label(row: Row) -> Text:
-    return Text(row.label)
-
-
 def _state(row: Row) -> Text:
-    text = Text(row.state, style=_STYLES.get(row.state, ""))
-    if row.why:
-        text.append(f": {row.why}")
-    return text
+    return Text.assemble((row.state, _STYLES.get(row.state, "")), f": {row.why}" if row.why else "")
 
 
 def _figures(row: Row) -> tuple[str, str, str, str]:
@@ -137,6 +132,6 @@ def _line(console: Console, text: str, style: str = "") -> None:
 
 def nothing_in(folder: Path) -> str:
     """The error for a folder in which there is neither a run nor a job."""
-    there = ", ".join(sorted({str(facts.folder) for root in ROOTS for facts in find(Path(root))})) or "none"
+    there = ", ".join(sorted({str(facts.folder) for facts in find_all()})) or "none"
     what = "holds no run and no queued job" if folder.is_dir() else "does not exist"
     return f"{folder} {what}; folders with runs or jobs: {there}"

@@ -16,7 +16,7 @@ from jobs.slurm import Queued
 from jobs.train import train_at
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
-from onevision.training.metrics import read_metrics
+from onevision.training.history import read_metrics
 
 NODES = 2
 AT_STEP = 25  # a run is disturbed after this step: five after a checkpoint
@@ -121,7 +121,7 @@ class Case:
     name: str
     done: str
     disturb: Callable[[Run], None]
-    cause: str  # how the disturbed start ends: a cause of jobs/starts.py
+    causes: tuple[str, ...]  # how the disturbed start may end, of those in jobs/starts.py
     settings: tuple[str, ...] = ()
 
 
@@ -164,16 +164,16 @@ def _restart_controller(run: Run) -> None:
 
 
 CASES = (
-    Case("time limit", "limit lowered: Slurm sends USR2", _time_limit, "interrupted"),
-    Case("USR2", "scancel --signal=USR2", lambda run: run.lab.slurm.cancel(run.job_id, "USR2"), "interrupted"),
-    Case("TERM", "scancel --signal=TERM", lambda run: run.lab.slurm.cancel(run.job_id, "TERM"), "interrupted"),
-    Case("preemption", "a job of a higher partition takes its nodes", _preempt, "interrupted"),
-    Case("requeue by hand", "scontrol requeue", _requeue, "interrupted"),
-    Case("rank killed", "SIGKILL of one rank", _signal_rank(signal.SIGKILL), "crashed"),
-    Case("batch host dies", "all processes of the first node killed", _kill_node(0), "lost"),
-    Case("other node dies", "all processes of the last node killed", _kill_node(-1), ""),
-    Case("rank hangs", "SIGSTOP of one rank", _signal_rank(signal.SIGSTOP), "hung", ("train.hang_seconds=10",)),
-    Case("controller restarts", "slurmctld killed, 2 s without it", _restart_controller, "finished"),
+    Case("time limit", "limit lowered: Slurm sends USR2", _time_limit, ("interrupted",)),
+    Case("USR2", "scancel --signal=USR2", lambda run: run.lab.slurm.cancel(run.job_id, "USR2"), ("interrupted",)),
+    Case("TERM", "scancel --signal=TERM", lambda run: run.lab.slurm.cancel(run.job_id, "TERM"), ("interrupted",)),
+    Case("preemption", "a job of a higher partition takes its nodes", _preempt, ("interrupted",)),
+    Case("requeue by hand", "scontrol requeue", _requeue, ("interrupted", "lost")),
+    Case("rank killed", "SIGKILL of one rank", _signal_rank(signal.SIGKILL), ("crashed",)),
+    Case("batch host dies", "all processes of the first node killed", _kill_node(0), ("lost",)),
+    Case("other node dies", "all processes of the last node killed", _kill_node(-1), ("crashed", "lost")),
+    Case("rank hangs", "SIGSTOP of one rank", _signal_rank(signal.SIGSTOP), ("hung",), ("train.hang_seconds=20",)),
+    Case("controller restarts", "slurmctld killed, 2 s without it", _restart_controller, ("finished",)),
 )
 
 

@@ -17,7 +17,7 @@ from jobs.place import Place
 from jobs.sites import Site, load_site
 from jobs.train import run_resume
 from onevision.files import read_json, write_json
-from onevision.training.metrics import read_metrics
+from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
 STOP_AT = 5

@@ -15,27 +15,27 @@
 #     --name NAME         a cluster of its own beside the first (onevision)
 #     --subnet A.B.C      addresses for `up`, where those it takes by itself are in use
 #
-# Every node, and the head with slurmctld, slurmdbd, mariadbd and munged, is one `unshare` with namespaces of its own for
-# processes, network, hostname, IPC and mounts, so that killing one process is the crash of a machine and leaves nothing
+# Every node, and the head with slurmctld, slurmdbd, mariadbd and munged, is one `unshare` with namespaces of its own
+# for processes, network, hostname, IPC and mounts: killing one process is the crash of a machine and leaves nothing
 # behind. The nodes hang on a bridge inside the head, which this machine reaches by one interface: no port is taken
 # here, and no firewall rule of this machine lies between the nodes. There are no pid files: what runs is what the
-# process table says. Needs root, Debian 12 or alike, no systemd, no cgroups; /etc is not touched.
+# process table says. Needs root and Debian 12's Slurm; no systemd, no cgroups; /etc is not touched.
 set -euo pipefail
 # Whatever the caller's Slurm is, and options for its jobs: not ours.
 unset "${!SLURM@}" "${!SBATCH@}" "${!SRUN@}" "${!SALLOC@}" "${!SINFO@}" "${!SQUEUE@}" "${!SACCT@}" "${!SCONTROL@}"
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 BASE=/var/tmp/onevision-slurm
-PACKAGES="slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core libpmix2 iproute2 procps util-linux"
+PACKAGES="slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core iproute2 procps util-linux"
 
 say() { echo "cluster $NAME: $*"; }
 refuse() { say "$*" >&2; exit 2; }
 
 failed() {  # what failed: with the lines of the logs that say why
-    say "$*; the logs in $ROOT/log say:" >&2
-    for log in "$ROOT"/log/*.log; do
-        grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' "$log" | tail -n 4 | sed "s|^|    ${log##*/}: |" >&2 || true
-    done
+    trap - ERR
+    say "$*; $ROOT/log has more than these lines:" >&2
+    (cd "$ROOT/log" && tail -qn 40 head.log mariadb*.log node??.log |
+        grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' | tail -n 12 | sed 's/^/    /') >&2 || true
     exit 1
 }
 
@@ -46,7 +46,7 @@ wait_for() {  # seconds, command: until it succeeds
 
 names() { printf 'node%02d ' {1..16}; }
 
-# --- what runs ---------------------------------------------------------------------------------------------------------
+# --- what runs ----------
 
 boxes() {  # "pid node" of what runs of this cluster, the head included
     { pgrep --ns $$ --nslist pid -af "^unshare .*cluster\.sh --name $NAME .*box (head|node[0-9]+)$" || true; } |
@@ -72,7 +72,7 @@ in_box() {  # node, command...: in all namespaces of the node
     nsenter --target "$pid" --net --uts --ipc --mount --pid "$@"
 }
 
-# --- inside a node -----------------------------------------------------------------------------------------------------
+# --- inside a node ----------
 
 start_box() {  # node, pid of a process in whose network the other end of its cable is
     # A clean environment and default signals: tasks inherit them. A higher priority: see PropagatePrioProcess.
@@ -83,12 +83,13 @@ start_box() {  # node, pid of a process in whose network the other end of its ca
 }
 
 run_box() {  # node: the first process inside. File 8 is the network in which the other end of its cable is
-    local outside=/proc/self/fd/8 node=$1 file
+    local outside=/proc/self/fd/8 node=$1 port file
     hostname "$node"
     mount --bind "$ROOT/etc/hosts" /etc/hosts
     mount -t tmpfs tmpfs /dev/shm
     ip link set lo up
     if [[ $node == head ]]; then
+        port=switch
         # A fixed address: by itself a bridge takes the lowest of its ports', and changes it when that node dies.
         ip link add switch address 02:00:00:00:00:fd type bridge
         ip addr add "$SUBNET.253/24" dev switch
@@ -98,12 +99,16 @@ run_box() {  # node: the first process inside. File 8 is the network in which th
         nsenter --net=$outside ip addr add "$SUBNET.254/24" dev "$LINK"
         nsenter --net=$outside ip link set "$LINK" up
     else
+        port=eth0
         nsenter --net=$outside ip link del "$node" 2>/dev/null || true  # of its life before, not yet cleared away
         ip link add eth0 type veth peer name "$node" netns $outside
         nsenter --net=$outside ip link set "$node" master switch up
         ip addr add "$SUBNET.$((10#${node#node}))/24" dev eth0
         ip link set eth0 up
     fi
+    # That a machine no longer answers is known after 0.8 s instead of 10: Slurm notices a death in 6-12 s, not in 30.
+    (cd "/proc/sys/net/ipv4/neigh/$port" && echo 1000 >base_reachable_time_ms && echo 200 >retrans_time_ms &&
+        echo 1 >ucast_solicit && echo 1 >delay_first_probe_time)
     for file in "/proc/$BASHPID/fd/"*; do  # nothing of the caller's stays open: locks, pipes, its network
         file=${file##*/}
         if ((file > 2 && file < 255)); then eval "exec $file>&-"; fi
@@ -112,9 +117,10 @@ run_box() {  # node: the first process inside. File 8 is the network in which th
 }
 
 run_head() {
-    local database="mariadb --no-defaults --socket=$ROOT/run/mariadb.sock --user=root" pid
+    local database=(mariadb --no-defaults --socket="$ROOT/run/mariadb.sock" --user=root)
     munged --foreground --force --num-threads=10 --key-file="$ROOT/munge/key" --socket="$ROOT/run/munge.sock" \
-        --pid-file="$ROOT/run/munged.pid" --log-file="$ROOT/log/munged.log" --seed-file="$ROOT/munge/seed" &
+        --pid-file="$ROOT/run/munged.pid" --seed-file="$ROOT/munge/seed" \
+        2>"$ROOT/log/munged.log" &
     if [[ ! -d $ROOT/database ]]; then
         rm -rf "$ROOT/database.new"
         mariadb-install-db --no-defaults --user=root --datadir="$ROOT/database.new" --skip-test-db \
@@ -125,8 +131,9 @@ run_head() {
         --bind-address=127.0.0.1 --pid-file="$ROOT/run/mariadbd.pid" --log-error="$ROOT/log/mariadbd.log" \
         --skip-log-bin --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 \
         --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-name-resolve &
-    wait_for 30 $database -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
-    $database -e "create database if not exists slurm_accounting; grant all on slurm_accounting.* to slurm@127.0.0.1 identified by 'slurm'"
+    wait_for 30 "${database[@]}" -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
+    "${database[@]}" -e "create database if not exists slurm_accounting;
+        grant all on slurm_accounting.* to slurm@127.0.0.1 identified by 'slurm'"
     slurmdbd -D &
     wait_for 30 sacctmgr -n list cluster || { echo "error: slurmdbd does not answer"; exit 1; }
     [[ $(sacctmgr -n list cluster "$CLUSTER") ]] || sacctmgr -i -Q add cluster "$CLUSTER"
@@ -135,17 +142,16 @@ run_head() {
     wait  # also clears away what others leave behind, which is the duty of a first process
 }
 
-# --- commands ----------------------------------------------------------------------------------------------------------
+# --- commands ----------
 
 prepare() {  # refuse where it cannot work; one `up` or `down` at a time
     local command missing="" log
     [[ $EUID == 0 ]] || refuse "needs root: run it with sudo"
     for command in slurmctld slurmd slurmdbd scontrol sinfo munged mariadbd mariadb mariadb-install-db \
         ip pgrep unshare nsenter flock; do
-        command -v $command >/dev/null || missing+=" $command"
+        command -v "$command" >/dev/null || missing+=" $command"
     done
-    ldconfig -p | grep 'libpmix.so.2 ' >/dev/null || missing+=" libpmix.so.2"
-    [[ -z $missing ]] || refuse "not installed:$missing; on Debian 12: apt-get install --no-install-recommends $PACKAGES"
+    [[ -z $missing ]] || refuse "not installed:$missing; apt-get install --no-install-recommends $PACKAGES"
     log=$(unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc ip link add type veth 2>&1) ||
         refuse "no permission for namespaces and network links here, needs a machine or a privileged container: $log"
     mkdir -p "$BASE"
@@ -158,22 +164,22 @@ check_subnet() {
     local used
     used=$({ ip -4 route show root "$SUBNET.0/24"; ip -4 route show match "$SUBNET.0/24"; } |
         awk '!/^default/ {print $1, $2, $3}' | paste -sd,)
-    [[ -z $used ]] || refuse "$SUBNET.0/24 is in use ($used): give another with --subnet, such as --subnet 172.29.$OCTET"
+    [[ -z $used ]] || refuse "$SUBNET.0/24 is in use ($used): choose another, such as up --subnet 172.29.$OCTET"
 }
 
 fill() {  # template, further sed expressions
-    sed -e "s|@ROOT@|$ROOT|g; s|@CLUSTER@|$CLUSTER|g; s|@SUBNET@|$SUBNET|g; s|@FIRST_JOB@|$FIRST_JOB|g" "${@:2}" "$HERE/$1.in"
+    sed -e "s|@ROOT@|$ROOT|g; s|@CLUSTER@|$CLUSTER|g; s|@SUBNET@|$SUBNET|g" "${@:2}" "$HERE/$1.in"
 }
 
 write_files() {
-    local node FIRST_JOB=$(($(date +%s) % 60000000 + 1000))
+    local node
     rm -rf "$ROOT/run" "$ROOT/munge"  # sockets and locks of what no longer runs
     mkdir -p "$ROOT"/{etc,run,log,state} && mkdir -m 700 "$ROOT/munge"
     echo "$SUBNET" >"$ROOT/subnet"
     head -c 1024 /dev/urandom >"$ROOT/munge/key" && chmod 400 "$ROOT/munge/key"
     { echo "127.0.0.1 localhost"; echo "$SUBNET.253 head"; echo "$SUBNET.254 $(hostname)"
       for node in $(names); do echo "$SUBNET.$((10#${node#node})) $node"; done; } >"$ROOT/etc/hosts"
-    fill slurm.conf >"$ROOT/etc/slurm.conf"
+    fill slurm.conf -e "s|@FIRST_JOB@|$(($(date +%s) % 6000000 * 10 + 1000))|" >"$ROOT/etc/slurm.conf"
     fill cgroup.conf >"$ROOT/etc/cgroup.conf"
     fill mpi.conf >"$ROOT/etc/mpi.conf"
     for node in $(names); do fill gres.conf -e "s|@NODE@|$node|g; /^#/d"; done >"$ROOT/etc/gres.conf"
@@ -234,7 +240,7 @@ up() {
         # shellcheck disable=SC2086
         start_nodes $nodes
         wait_for 30 nodes_answer || failed "not all nodes answer ($(node_states | awk '{print $1 "=" $2}' | xargs))"
-        say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (the default), urgent, cpu, short (10 minutes)"
+        say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (default), urgent, cpu, short (10 minutes)"
     fi
     [[ $NAME == onevision ]] || return 0
     cat <<TEXT

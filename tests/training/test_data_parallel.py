@@ -12,8 +12,8 @@ import pytest
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.checkpoint_files import checkpoint_steps
+from onevision.training.history import read_metrics
 from onevision.training.loop import train
-from onevision.training.metrics import read_metrics
 from tests.forks import Forked, forked, wait_for
 
 MakeRecipe = Callable[..., Recipe]

@@ -20,8 +20,8 @@ from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.checkpoint_files import checkpoint_steps
 from onevision.training.heartbeat import Heartbeat
+from onevision.training.history import read_metrics
 from onevision.training.loop import train
-from onevision.training.metrics import read_metrics
 from tests.forks import Forked, forked, wait_for
 from tests.training.test_data_parallel import train_on_two
 from tests.training.test_loop import curve
@@ -53,9 +53,10 @@ def two_ranks(recipe: Recipe, folder: Path, ready: Callable[[], object]) -> Iter
         yield ranks
 
 
+@pytest.mark.slow
 def test_a_rank_ends_when_another_does_not_answer_and_the_run_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     train_on_two(make_recipe("whole", steps=12, checkpoint={"interval": 12}), tmp_path)
-    recipe = make_recipe("hung", steps=12, hang_seconds=2, checkpoint={"interval": 4})
+    recipe = make_recipe("hung", steps=12, hang_seconds=3, checkpoint={"interval": 4})
     with two_ranks(recipe, tmp_path, lambda: checkpoint_steps(recipe.output)) as ranks:
         ranks[1].signal(signal.SIGSTOP)
         assert ranks[0].join() == Hung.exit_code, ranks[0].error
@@ -113,6 +114,7 @@ def stay(folder: Path) -> None:
     logging_to(folder / "log")
     with Heartbeat(2) as heartbeat:
         heartbeat.beat(1, "computing")
+        time.sleep(0.3)  # it looks once
         (folder / "ready").touch()
         wait_for((folder / "go on").exists)
 
@@ -123,18 +125,19 @@ def test_a_pause_is_no_hang(tmp_path: Path) -> None:
         child.signal(signal.SIGSTOP)
         time.sleep(2.3)
         child.signal(signal.SIGCONT)
-        child.join(0.8)  # it looks again
+        child.join(0.5)  # it looks again
         (tmp_path / "go on").touch()
         assert child.join() == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "log").read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_job_paused_as_a_whole_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(steps=12, hang_seconds=2, checkpoint={"interval": 12})
+    recipe = make_recipe(steps=12, hang_seconds=3, checkpoint={"interval": 12})
     with two_ranks(recipe, tmp_path, lambda: len(read_metrics(recipe.output)) >= 3) as ranks:
         for rank in ranks:
             rank.signal(signal.SIGSTOP)
-        time.sleep(2.5)
+        time.sleep(3.5)
         for rank in ranks:
             rank.signal(signal.SIGCONT)
         assert [rank.join() for rank in ranks] == [0, 0]

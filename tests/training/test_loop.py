@@ -15,8 +15,8 @@ from onevision.errors import Busy, InputError
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe, recipe_dict
 from onevision.training.checkpoint_files import checkpoint_steps
+from onevision.training.history import read_metrics
 from onevision.training.loop import initialise, train
-from onevision.training.metrics import read_metrics
 from onevision.training.run import deciding_values
 from tests.forks import forked, wait_for
 

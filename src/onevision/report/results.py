@@ -14,7 +14,7 @@ from onevision.errors import DataError, InputError, OneVisionError
 from onevision.evaluation.accuracy import chance_levels, questions
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
-from onevision.training.metrics import read_metrics
+from onevision.training.history import read_metrics
 
 CHANCE_SAMPLES = 500_000  # a larger training corpus is not read through for the chance level
 

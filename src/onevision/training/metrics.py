@@ -16,6 +16,7 @@ from onevision.model.presets import Architecture
 from onevision.progress import MARK, bar, duration
 from onevision.recipe import Recipe
 from onevision.training.flops import recompute_flops, step_flops
+from onevision.training.history import read_metrics
 from onevision.training.step import StepTotals
 
 SCALARS = (
@@ -29,18 +30,6 @@ SCALARS = (
     "data_seconds",
     "memory_mb",
 )
-
-
-def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first; a last line that was cut off by a kill is left out."""
-    path = Path(run) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 class Metrics:

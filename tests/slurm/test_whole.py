@@ -1,0 +1,143 @@
+"""Whole jobs on a real Slurm: 16 ranks, another number of nodes, the pipeline, unfit nodes, crash loops, divergence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.slurm.cases import Run, submit
+from benchmarks.slurm.lab import Lab
+from benchmarks.slurm.whole import pipeline, sixteen_then_four
+from jobs.place import Place
+from jobs.sites import load_site
+from jobs.train import run_resume, run_train
+from onevision.errors import InputError
+from onevision.training.history import read_metrics
+
+pytestmark = pytest.mark.slow
+SHORT = ("train.steps=4", "checkpoint.interval=2", "train.global_batch_size=2")
+
+
+def ends(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.records.events() if row["event"] == "end"]
+
+
+def test_sixteen_nodes_equal_one_process_and_four_go_on(
+    lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    found = sixteen_then_four(lab, site_file, recipe_file, tmp_path)
+    assert found.steps == list(range(1, 11))
+    assert 1 < found.stopped < 10
+    assert found.sixteen <= 1e-5
+    assert found.four <= 1e-5
+
+
+def test_a_node_that_is_not_fit_is_left_out(lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    device = lab.node_folder("node01") / "dev" / "nvidia7"
+    away = device.with_name("lost")
+    device.rename(away)
+    try:
+        run = submit(lab, Place(load_site(site_file), nodes=2), recipe_file, tmp_path / "run", *SHORT)
+        run.wait_end()
+    finally:
+        away.rename(device)
+    assert [row["cause"] for row in ends(run)] == ["unhealthy", "finished"]
+    assert list(run.records.excluded()) == ["node01"]
+    assert "7 of 8" in run.records.excluded()["node01"]["reason"]
+    assert [row["step"] for row in read_metrics(run.folder)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_diverges_or_crashes_again_and_again_is_not_started_again(
+    lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    place = Place(load_site(site_file), nodes=1)
+    diverged = submit(lab, place, recipe_file, tmp_path / "diverged", *SHORT, "optimizer.lr=1e30", "optimizer.min_lr=0")
+    crashing = submit(lab, place, recipe_file, tmp_path / "crashing", *SHORT, "train.hang_seconds=0.01")
+    diverged.wait_end()
+    assert [(row["exit_code"], row["decision"]) for row in ends(diverged)] == [(4, "stop")]
+    assert "nan" in ends(diverged)[0]["message"]
+    crashing.wait_end()
+    assert [row["decision"] for row in ends(crashing)] == ["requeue", "requeue", "stop"]
+    assert "3 starts ended without a new checkpoint" in ends(crashing)[-1]["message"]
+
+
+def test_the_job_of_a_run_is_refused_a_second_time(
+    lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    run = submit(lab, Place(load_site(site_file), nodes=2), recipe_file, tmp_path / "run", *SHORT)
+    with pytest.raises(InputError, match=f"in the queue already as job {run.job_id}"):
+        submit(lab, Place(load_site(site_file), nodes=2), recipe_file, tmp_path / "run", *SHORT)
+    lab.slurm.cancel(run.job_id)
+    run.wait_end()
+
+
+def test_what_cannot_work_is_not_queued(lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    before = lab.slurm.queue().keys()
+    wrong = ["nodes=17", "time=9-00:00:00", f"output={tmp_path / 'run'}", f"data.packs={tmp_path}/none"]
+    with pytest.raises(InputError) as error:
+        run_train([str(recipe_file), f"site={site_file}", *wrong])
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("problems, nothing was queued:")
+    for what in ("17", "9-00:00:00", "none", "global_batch_size"):
+        assert any(what in line for line in lines[1:]), what
+    assert lab.slurm.queue().keys() == before
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def recipes(recipe_file: Path, tmp_path: Path) -> Path:
+    """A folder of recipes, stage 0 to 2, whose corpus, packs and runs stand in the test's own folder."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    values = yaml.safe_load(recipe_file.read_text())
+    values["data"] |= {"corpus": f"{tmp_path}/corpus", "packs": f"{tmp_path}/packs"}
+    before = ""
+    for name in ("stage0", "stage1", "stage1_5", "stage2"):
+        train = values["train"] | {"init_from": before, "steps": 2, "global_batch_size": 2}
+        stage = {"name": name, "stage": name, "output": str(tmp_path / name), "train": train}
+        evaluation = {"corpus": f"{tmp_path}/corpus", "max_new_tokens": 1}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values | stage | {"evaluation": evaluation}))
+        before = stage["output"]
+    return folder
+
+
+def test_the_pipeline_runs_to_its_end(lab: Lab, site_file: Path, recipes: Path, tmp_path: Path) -> None:
+    jobs = pipeline(lab, site_file, recipes, 2)
+    states = {job.state for job in lab.slurm.accounting(jobs.values()).values()}
+    assert len(jobs) == 8
+    assert states == {"COMPLETED"}
+    for name in ("stage1", "stage1_5", "stage2"):
+        assert len(read_metrics(tmp_path / name)) == 2
+    assert (tmp_path / "stage2" / "export" / "config.json").exists()
+    assert (tmp_path / "stage2" / "evaluation" / "answers.jsonl").exists()
+
+
+def test_a_failing_step_cancels_what_depends_on_it(
+    lab: Lab, site_file: Path, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.status import run as run_status
+
+    jobs = pipeline(lab, site_file, recipes, 2, f"data.source={tmp_path}/nothing", "data.reject_threshold=0.5")
+    by_state: dict[str, int] = {}
+    for job in lab.slurm.accounting(jobs.values()).values():
+        by_state[job.state] = by_state.get(job.state, 0) + 1
+    assert by_state == {"FAILED": 1, "COMPLETED": 1, "CANCELLED": 6}  # corpus; init; what needs packs
+    capsys.readouterr()
+    run_status([str(tmp_path / "stage1_5")])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cancelled" in shown
+    assert json.loads((tmp_path / "log" / "slurm" / "corpus.job.json").read_text())["job_id"] in jobs.values()
+
+
+def test_resume_needs_no_more_than_the_run(lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    run = submit(lab, Place(load_site(site_file), nodes=2), recipe_file, tmp_path / "run", *SHORT)
+    run.wait_end()
+    run_resume([str(run.folder), "nodes=1", f"site={site_file}"])
+    again = Run(lab, run.recipe, json.loads(run.records.job.read_text())["job_id"])
+    again.wait_end()
+    assert ends(again)[-1]["decision"] == "done"
+    assert [row["step"] for row in read_metrics(run.folder)] == [1, 2, 3, 4]
