@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.results import Row, package_versions, write_results
 from benchmarks.slurm.cases import CASES, SETTINGS, Result, disturb, result, submit
 from benchmarks.slurm.lab import Lab
-from benchmarks.slurm.whole import Layouts, load_site_here, sixteen_then_four, status_seconds, submission_seconds
+from benchmarks.slurm.whole import Layouts, here, sixteen_then_four, status_seconds, submission_seconds
 from jobs.pipeline import pipeline_steps
 from jobs.place import Place, start
 from onevision.errors import InputError, OneVisionError
@@ -48,7 +48,7 @@ def _check(lab: Lab, folder: Path, chosen: list[str], strict: bool) -> int:
     print("input: records, corpus, packs, weights of runs/tiny16", flush=True)
     for step in pipeline_steps(RECIPES, [], {}, nodes=1)[:4]:
         with redirect_stdout(log):
-            start(step.work, Place(load_site_here()))
+            start(step.work, Place(here()))
     recipe = RECIPES / "stage1_5.yaml"
     settings = ("train.init_from=runs/tiny16/stage0", *SETTINGS)
 

@@ -14,9 +14,10 @@ from benchmarks.slurm.cases import Run, submit
 from benchmarks.slurm.lab import Lab, LabError
 from jobs.pipeline import run as run_pipeline
 from jobs.place import Place
-from jobs.sites import Site, load_site
-from jobs.train import run_resume
+from jobs.sites import HERE, Site, find_site, load_site
+from jobs.train import run_resume, train_at
 from onevision.files import read_json, write_json
+from onevision.recipe import load_recipe
 from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
@@ -45,7 +46,7 @@ def sixteen_then_four(lab: Lab, site_file: Path, recipe_file: Path, folder: Path
     run_resume([str(run.folder), "nodes=4", f"site={site_file}"])
     resumed = Run(lab, run.recipe, read_json(run.records.job)["job_id"])
     resumed.wait_end()
-    submit(lab, Place(load_site_here()), recipe_file, folder / "single", *SIXTEEN)
+    train_at(load_recipe(recipe_file, [*SIXTEEN, "name=single", f"output={folder / 'single'}"]), Place(here()))
     rows = read_metrics(run.folder)
     expected = {row["step"]: row["loss"] for row in read_metrics(folder / "single")}
     differences = {row["step"]: abs(row["loss"] - expected[row["step"]]) for row in rows}
@@ -57,11 +58,9 @@ def sixteen_then_four(lab: Lab, site_file: Path, recipe_file: Path, folder: Path
     )
 
 
-def load_site_here() -> Site:
-    """The profile of a machine without Slurm."""
-    from jobs.sites import CLUSTERS, HERE
-
-    return load_site(CLUSTERS / f"{HERE}.yaml")
+def here() -> Site:
+    """This machine, without Slurm."""
+    return find_site(HERE)
 
 
 def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, int]:

@@ -31,11 +31,11 @@ PACKAGES="slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core iprou
 say() { echo "cluster $NAME: $*"; }
 refuse() { say "$*" >&2; exit 2; }
 
-failed() {  # what failed: with the lines of the logs that say why
+failed() {  # what failed, logs...: with the lines that say why
     trap - ERR
-    say "$*; $ROOT/log has more than these lines:" >&2
-    (cd "$ROOT/log" && tail -qn 40 head.log mariadb*.log node??.log |
-        grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' | tail -n 12 | sed 's/^/    /') >&2 || true
+    say "$1; $ROOT/log has more than these lines:" >&2
+    (cd "$ROOT/log" && tail -qn 40 "${@:2}" | grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' |
+        grep -viE 'pmix|mpi:|state file|backup state' | tail -n 12 | sed 's/^/    /') >&2 || true
     exit 1
 }
 
@@ -54,22 +54,27 @@ boxes() {  # "pid node" of what runs of this cluster, the head included
 }
 box() { boxes | awk -v node="$1" '$2 == node {print $1; found = 1} END {exit !found}'; }
 missing() { comm -13 <(boxes | awk '{print $2}' | sort) <(names | tr ' ' '\n' | grep . | sort); }
-answers() { timeout 5 scontrol ping 2>/dev/null | grep "is UP" >/dev/null; }
+answers() { timeout 10 scontrol ping 2>/dev/null | grep "is UP" >/dev/null; }
 node_states() { sinfo -h -N -p gpu -o '%N %T'; }
 nodes_answer() { [[ $(node_states | grep -cvE 'down|unk|fail|boot|\*') == 16 ]]; }
 
+accounts() { timeout 20 sacctmgr -n list cluster >/dev/null; }  # asks munged, slurmdbd and mariadbd
+
 kill_boxes() {  # pids: killing the first process inside kills all inside; unshare ends when they are gone
-    local pid end=$((SECONDS + 10))
-    for pid; do pkill -KILL --parent "$pid" || kill -KILL "$pid" 2>/dev/null || true; done
-    for pid; do
-        while boxes | grep "^$pid " >/dev/null; do ((SECONDS < end)) || kill -KILL "$pid"; sleep 0.02; done
+    local ids=$* end=$((SECONDS + 5))
+    [[ $ids ]] || return 0
+    pkill -KILL --parent "${ids// /,}" || true
+    while boxes | grep -E "^(${ids// /|}) " >/dev/null; do
+        ((SECONDS < end)) || kill -KILL "$@" 2>/dev/null || true
+        sleep 0.02
     done
 }
 
 in_box() {  # node, command...: in all namespaces of the node
-    local pid; pid=$(box "$1"); shift
+    local pid
+    pid=$(box "$1") || refuse "$1 does not run"
     pid=$(pgrep --parent "$pid")
-    nsenter --target "$pid" --net --uts --ipc --mount --pid "$@"
+    nsenter --target "$pid" --net --uts --ipc --mount --pid "${@:2}"
 }
 
 # --- inside a node ----------
@@ -131,11 +136,11 @@ run_head() {
         --bind-address=127.0.0.1 --pid-file="$ROOT/run/mariadbd.pid" --log-error="$ROOT/log/mariadbd.log" \
         --skip-log-bin --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 \
         --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-name-resolve &
-    wait_for 30 "${database[@]}" -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
+    wait_for 60 "${database[@]}" -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
     "${database[@]}" -e "create database if not exists slurm_accounting;
         grant all on slurm_accounting.* to slurm@127.0.0.1 identified by 'slurm'"
     slurmdbd -D &
-    wait_for 30 sacctmgr -n list cluster || { echo "error: slurmdbd does not answer"; exit 1; }
+    wait_for 60 sacctmgr -n list cluster || { echo "error: slurmdbd does not answer"; exit 1; }
     [[ $(sacctmgr -n list cluster "$CLUSTER") ]] || sacctmgr -i -Q add cluster "$CLUSTER"
     slurmctld -D &
     touch "$ROOT/run/started"
@@ -204,46 +209,47 @@ start_nodes() {  # nodes that do not run
 start_controller() {
     in_box head env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
         nice -n -10 slurmctld </dev/null >>"$ROOT/log/head.log" 2>&1 9<&- || true
-    wait_for 20 answers || failed "slurmctld does not answer"
+    wait_for 60 answers || failed "slurmctld does not answer" head.log
 }
 
-head_starts() { [[ $(box head) ]] && ! answers; }
+start_head() {
+    local old
+    old=$(boxes | cut -d' ' -f1 | xargs)
+    # shellcheck disable=SC2086
+    kill_boxes $old  # the nodes' cables end in the head
+    ip link del "$LINK" 2>/dev/null || true
+    check_subnet
+    [[ ! -d $ROOT/database ]] || say "goes on with the queue and the accounting in $ROOT"
+    say "starts the head (munged, mariadbd, slurmdbd, slurmctld) at $SUBNET.253"
+    write_files
+    start_box head $$
+    wait_for 5 box head || failed "the head does not start" head.log
+}
 
 up() {
     local begin=$SECONDS nodes
     prepare
-    trap 'failed "line $LINENO: $BASH_COMMAND"' ERR
+    trap 'failed "line $LINENO: $BASH_COMMAND" head.log' ERR
     trap 'echo; say "interrupted; up goes on with it, down removes it" >&2; exit 130' INT TERM
+    if ! box head >/dev/null || { [[ -e $ROOT/run/started ]] && ! accounts; }; then
+        start_head
+    elif [[ -e $ROOT/run/started ]] && ! answers; then
+        say "starts slurmctld again"
+        start_controller
+    fi
+    wait_for 180 eval 'answers || ! box head'  # the head ends when one of its daemons does not start
+    answers || failed "the head does not start" head.log mariadb*.log
     nodes=$(missing | xargs)
-    if [[ $(box head) && -z $nodes ]] && answers && nodes_answer; then
+    if [[ -z $nodes ]] && nodes_answer; then
         say "already up"
     else
-        if [[ -z $(box head) ]]; then
-            # The nodes' cables end in the head.
-            # shellcheck disable=SC2046
-            kill_boxes $(boxes | cut -d' ' -f1)
-            ip link del "$LINK" 2>/dev/null || true
-            check_subnet
-            [[ ! -d $ROOT/database ]] || say "goes on with the queue and the accounting in $ROOT"
-            say "starts the head (munged, mariadbd, slurmdbd, slurmctld) at $SUBNET.253"
-            write_files
-            start_box head $$
-        elif [[ -e $ROOT/run/started ]] && ! answers; then
-            say "starts slurmctld again"
-            start_controller
-        fi
-        wait_for 2 box head
-        wait_for 60 eval '! head_starts'
-        answers || failed "the head does not start"
-        nodes=$(missing | xargs)
-        [[ -z $nodes ]] || say "starts $(wc -w <<<"$nodes") nodes at $SUBNET.1 to $SUBNET.16"
+        [[ -z $nodes ]] || say "starts $(scontrol show hostlistsorted "${nodes// /,}")"
         # shellcheck disable=SC2086
         start_nodes $nodes
-        wait_for 30 nodes_answer || failed "not all nodes answer ($(node_states | awk '{print $1 "=" $2}' | xargs))"
+        wait_for 90 nodes_answer || failed "nodes do not answer: $(node_states | xargs -n2 | xargs)" node??.log
         say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (default), urgent, cpu, short (10 minutes)"
     fi
-    [[ $NAME == onevision ]] || return 0
-    cat <<TEXT
+    [[ $NAME != onevision ]] || cat <<TEXT
 
     make stage1_5 NODES=16          a job on all nodes
     make status                     what becomes of it
@@ -257,7 +263,7 @@ TEXT
 down() {
     local running
     prepare
-    running=$(boxes | cut -d' ' -f1)
+    running=$(boxes | cut -d' ' -f1 | xargs)
     if [[ -z $running && ! -e $ROOT ]]; then say "is not up"; return; fi
     # shellcheck disable=SC2086
     kill_boxes $running
@@ -267,15 +273,15 @@ down() {
 }
 
 status() {
-    answers 2>/dev/null || { say "is not up: bash sbatch/localcluster/cluster.sh up" >&2; exit 1; }
+    answers || refuse "is not up: bash sbatch/localcluster/cluster.sh up"
     sinfo
     squeue
 }
 
-need_node() {  # node: one of the names, of a cluster that is up
-    [[ " $(names) " == *" ${1:-} "* ]] || refuse "no node '${1:-}': they are node01 to node16"
+need() {  # node or head: one of the names, of a cluster that is up
+    [[ " head $(names) " == *" $1 "* ]] || refuse "no node '$1': they are node01 to node16"
     [[ $EUID == 0 ]] || refuse "needs root: run it with sudo"
-    [[ $(box head) ]] || refuse "is not up"
+    box head >/dev/null || refuse "is not up"
 }
 
 kill_node() {
@@ -289,10 +295,8 @@ main() {
     local command=""
     while (($#)); do
         case $1 in
-        --name) NAME=${2:-}; shift 2 || refuse "--name needs a name" ;;
-        --name=*) NAME=${1#*=}; shift ;;
-        --subnet) SUBNET=${2:-}; shift 2 || refuse "--subnet needs three numbers, such as 172.29.4" ;;
-        --subnet=*) SUBNET=${1#*=}; shift ;;
+        --name) NAME=${2:-}; shift $(($# > 1 ? 2 : 1)) ;;
+        --subnet) SUBNET=${2:-none}; shift $(($# > 1 ? 2 : 1)) ;;
         *) [[ -z $command ]] || break; command=$1; shift ;;
         esac
     done
@@ -310,18 +314,15 @@ main() {
     env) echo "export SLURM_CONF=$SLURM_CONF" ;;
     box) run_box "$1" ;;
     in)
-        [[ ${1:-} == head ]] || need_node "${1:-}"
-        [[ $(box "$1") ]] || refuse "$1 does not run"
+        need "${1:-}"
         (($# > 1)) || refuse "in needs a command after the node"
         # shellcheck disable=SC2016
         in_box "$1" bash -c 'cd "$0" 2>/dev/null; exec "$@"' "$PWD" "${@:2}" ;;
-    kill-node) need_node "${1:-}"; kill_node "$1" ;;
-    fail-node) need_node "${1:-}"; kill_node "$1"; scontrol update nodename="$1" state=down reason="fail-node" ;;
-    start-node)
-        need_node "${1:-}"
-        if [[ $(box "$1") ]]; then say "$1 already runs"; else start_nodes "$1"; fi ;;
-    kill-controller) in_box head pkill -KILL -x slurmctld || say "slurmctld does not run" ;;
-    start-controller) if answers; then say "slurmctld already runs"; else start_controller; fi ;;
+    kill-node) need "${1:-}"; kill_node "$1" ;;
+    fail-node) need "${1:-}"; kill_node "$1"; scontrol update nodename="$1" state=down reason="fail-node" ;;
+    start-node) need "${1:-}"; if box "$1" >/dev/null; then say "$1 already runs"; else start_nodes "$1"; fi ;;
+    kill-controller) need head; in_box head pkill -KILL -x slurmctld || say "slurmctld does not run" ;;
+    start-controller) need head; if answers; then say "slurmctld already runs"; else start_controller; fi ;;
     "" | help | --help | -h) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
     *) refuse "no command '$command'; there are up, down, status, env, in, kill-node, fail-node, start-node," \
         "kill-controller, start-controller" ;;

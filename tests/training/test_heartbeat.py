@@ -56,7 +56,7 @@ def two_ranks(recipe: Recipe, folder: Path, ready: Callable[[], object]) -> Iter
 @pytest.mark.slow
 def test_a_rank_ends_when_another_does_not_answer_and_the_run_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     train_on_two(make_recipe("whole", steps=12, checkpoint={"interval": 12}), tmp_path)
-    recipe = make_recipe("hung", steps=12, hang_seconds=3, checkpoint={"interval": 4})
+    recipe = make_recipe("hung", steps=12, hang_seconds=4, checkpoint={"interval": 4})
     with two_ranks(recipe, tmp_path, lambda: checkpoint_steps(recipe.output)) as ranks:
         ranks[1].signal(signal.SIGSTOP)
         assert ranks[0].join() == Hung.exit_code, ranks[0].error
@@ -133,15 +133,15 @@ def test_a_pause_is_no_hang(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_paused_as_a_whole_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(steps=12, hang_seconds=3, checkpoint={"interval": 12})
+    recipe = make_recipe(steps=30, hang_seconds=5, checkpoint={"interval": 30})
     with two_ranks(recipe, tmp_path, lambda: len(read_metrics(recipe.output)) >= 3) as ranks:
         for rank in ranks:
             rank.signal(signal.SIGSTOP)
-        time.sleep(3.5)
+        time.sleep(5.5)
         for rank in ranks:
             rank.signal(signal.SIGCONT)
         assert [rank.join() for rank in ranks] == [0, 0]
-    assert [row["step"] for row in read_metrics(recipe.output)] == list(range(1, 13))
+    assert [row["step"] for row in read_metrics(recipe.output)] == list(range(1, 31))
     assert not list(tmp_path.glob("*.json"))
 
 

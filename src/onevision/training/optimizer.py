@@ -20,8 +20,9 @@ from onevision.recipe import OptimizerRecipe, Recipe
 def data_parallel(model: OneVisionModel, config: TransformerConfig) -> DistributedDataParallel:
     """The model behind Megatron's data parallelism: gradients in FP32, sharded with the optimizer state."""
     wrapped = Float16Module(config, model) if config.bf16 else model
+    # Megatron's own check for NaN would end a rank before the loop can say which samples it was (refuse_divergence).
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, check_for_nan_in_grad=True
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, check_for_nan_in_grad=False
     )
     ddp = DistributedDataParallel(config=config, ddp_config=settings, module=wrapped)
     ddp.broadcast_params()
