@@ -147,6 +147,8 @@ def _kill_node(which: int) -> Callable[[Run], None]:
         run.lab("kill-node", node)
         down = ("sinfo", "-h", "-N", "-t", "down", "-o", "%N")
         run.wait(lambda: node in run.lab.slurm.ask(*down).split(), f"{node} being seen as down")
+        # A node that comes back sooner is told once more to end the job, and ends its new start with it.
+        run.wait(lambda: sum(row["event"] == "start" for row in run.records.events()) > 1, "another start")
         run.lab("start-node", node)
 
     return kill

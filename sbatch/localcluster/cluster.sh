@@ -20,7 +20,9 @@
 # behind. The nodes hang on a bridge inside the head, which this machine reaches by one interface: no port is taken
 # here, and no firewall rule of this machine lies between the nodes. There are no pid files: what runs is what the
 # process table says. Needs root and Debian 12's Slurm; no systemd, no cgroups; /etc is not touched.
+# shellcheck disable=SC2086,SC2046,SC2016  # numbers and names are split into words, some text is evaluated later
 set -euo pipefail
+umask 022
 # Whatever the caller's Slurm is, and options for its jobs: not ours.
 unset "${!SLURM@}" "${!SBATCH@}" "${!SRUN@}" "${!SALLOC@}" "${!SINFO@}" "${!SQUEUE@}" "${!SACCT@}" "${!SCONTROL@}"
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -40,16 +42,14 @@ failed() {  # what failed, logs...: with the lines that say why
 }
 
 wait_for() {  # seconds, command: until it succeeds
-    local end=$((SECONDS + $1)); shift
-    until "$@" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.05; done
+    local end=$((SECONDS + $1))
+    until "${@:2}" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.05; done
 }
 
 names() { printf 'node%02d ' {1..16}; }
 
-# --- what runs ----------
-
 boxes() {  # "pid node" of what runs of this cluster, the head included
-    { pgrep --ns $$ --nslist pid -af "^unshare .*cluster\.sh --name $NAME .*box (head|node[0-9]+)$" || true; } |
+    { pgrep --ns $$ --nslist pid -af "^unshare .*node\.sh $ROOT .*(head|node[0-9]+)$" || true; } |
         awk '{print $1, $NF}'
 }
 box() { boxes | awk -v node="$1" '$2 == node {print $1; found = 1} END {exit !found}'; }
@@ -57,17 +57,21 @@ missing() { comm -13 <(boxes | awk '{print $2}' | sort) <(names | tr ' ' '\n' | 
 answers() { timeout 10 scontrol ping 2>/dev/null | grep "is UP" >/dev/null; }
 node_states() { sinfo -h -N -p gpu -o '%N %T'; }
 nodes_answer() { [[ $(node_states | grep -cvE 'down|unk|fail|boot|\*') == 16 ]]; }
-
 accounts() { timeout 20 sacctmgr -n list cluster >/dev/null; }  # asks munged, slurmdbd and mariadbd
 
 kill_boxes() {  # pids: killing the first process inside kills all inside; unshare ends when they are gone
-    local ids=$* end=$((SECONDS + 5))
+    local ids=$* end=$((SECONDS + 5)) left
     [[ $ids ]] || return 0
     pkill -KILL --parent "${ids// /,}" || true
-    while boxes | grep -E "^(${ids// /|}) " >/dev/null; do
-        ((SECONDS < end)) || kill -KILL "$@" 2>/dev/null || true
+    while left=$(boxes | grep -E "^(${ids// /|}) " | cut -d' ' -f1); do
+        ((SECONDS < end)) || kill -KILL $left 2>/dev/null || true
         sleep 0.02
     done
+}
+
+kill_all() {
+    kill_boxes $(boxes | cut -d' ' -f1)
+    ip link del "$LINK" 2>/dev/null || true  # goes with the head, but only a moment later
 }
 
 in_box() {  # node, command...: in all namespaces of the node
@@ -77,77 +81,13 @@ in_box() {  # node, command...: in all namespaces of the node
     nsenter --target "$pid" --net --uts --ipc --mount --pid "${@:2}"
 }
 
-# --- inside a node ----------
-
 start_box() {  # node, pid of a process in whose network the other end of its cable is
     # A clean environment and default signals: tasks inherit them. A higher priority: see PropagatePrioProcess.
     (cd / && setsid --fork env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
         nice -n -10 unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc \
-        bash "$HERE/cluster.sh" --name "$NAME" --subnet "$SUBNET" box "$1" \
+        bash "$HERE/node.sh" "$ROOT" "$CLUSTER" "$SUBNET" "$LINK" "$1" \
         8<"/proc/$2/ns/net" 9<&- </dev/null >"$ROOT/log/$1.log" 2>&1)
 }
-
-run_box() {  # node: the first process inside. File 8 is the network in which the other end of its cable is
-    local outside=/proc/self/fd/8 node=$1 port file
-    hostname "$node"
-    mount --bind "$ROOT/etc/hosts" /etc/hosts
-    mount -t tmpfs tmpfs /dev/shm
-    ip link set lo up
-    if [[ $node == head ]]; then
-        port=switch
-        # A fixed address: by itself a bridge takes the lowest of its ports', and changes it when that node dies.
-        ip link add switch address 02:00:00:00:00:fd type bridge
-        ip addr add "$SUBNET.253/24" dev switch
-        ip link add uplink type veth peer name "$LINK" netns $outside
-        ip link set uplink master switch up
-        ip link set switch up
-        nsenter --net=$outside ip addr add "$SUBNET.254/24" dev "$LINK"
-        nsenter --net=$outside ip link set "$LINK" up
-    else
-        port=eth0
-        nsenter --net=$outside ip link del "$node" 2>/dev/null || true  # of its life before, not yet cleared away
-        ip link add eth0 type veth peer name "$node" netns $outside
-        nsenter --net=$outside ip link set "$node" master switch up
-        ip addr add "$SUBNET.$((10#${node#node}))/24" dev eth0
-        ip link set eth0 up
-    fi
-    # That a machine no longer answers is known after 0.8 s instead of 10: Slurm notices a death in 6-12 s, not in 30.
-    (cd "/proc/sys/net/ipv4/neigh/$port" && echo 1000 >base_reachable_time_ms && echo 200 >retrans_time_ms &&
-        echo 1 >ucast_solicit && echo 1 >delay_first_probe_time)
-    for file in "/proc/$BASHPID/fd/"*; do  # nothing of the caller's stays open: locks, pipes, its network
-        file=${file##*/}
-        if ((file > 2 && file < 255)); then eval "exec $file>&-"; fi
-    done
-    if [[ $node == head ]]; then run_head; else slurmd -D -N "$node"; exit; fi
-}
-
-run_head() {
-    local database=(mariadb --no-defaults --socket="$ROOT/run/mariadb.sock" --user=root)
-    munged --foreground --force --num-threads=10 --key-file="$ROOT/munge/key" --socket="$ROOT/run/munge.sock" \
-        --pid-file="$ROOT/run/munged.pid" --seed-file="$ROOT/munge/seed" \
-        2>"$ROOT/log/munged.log" &
-    if [[ ! -d $ROOT/database ]]; then
-        rm -rf "$ROOT/database.new"
-        mariadb-install-db --no-defaults --user=root --datadir="$ROOT/database.new" --skip-test-db \
-            --auth-root-authentication-method=normal >"$ROOT/log/mariadb-install-db.log" 2>&1
-        mv "$ROOT/database.new" "$ROOT/database"
-    fi
-    mariadbd --no-defaults --user=root --datadir="$ROOT/database" --socket="$ROOT/run/mariadb.sock" \
-        --bind-address=127.0.0.1 --pid-file="$ROOT/run/mariadbd.pid" --log-error="$ROOT/log/mariadbd.log" \
-        --skip-log-bin --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 \
-        --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-name-resolve &
-    wait_for 60 "${database[@]}" -e "select 1" || { echo "error: mariadbd does not answer"; exit 1; }
-    "${database[@]}" -e "create database if not exists slurm_accounting;
-        grant all on slurm_accounting.* to slurm@127.0.0.1 identified by 'slurm'"
-    slurmdbd -D &
-    wait_for 60 sacctmgr -n list cluster || { echo "error: slurmdbd does not answer"; exit 1; }
-    [[ $(sacctmgr -n list cluster "$CLUSTER") ]] || sacctmgr -i -Q add cluster "$CLUSTER"
-    slurmctld -D &
-    touch "$ROOT/run/started"
-    wait  # also clears away what others leave behind, which is the duty of a first process
-}
-
-# --- commands ----------
 
 prepare() {  # refuse where it cannot work; one `up` or `down` at a time
     local command missing="" log
@@ -163,12 +103,14 @@ prepare() {  # refuse where it cannot work; one `up` or `down` at a time
     [[ -O $BASE && ! -L $BASE ]] || refuse "$BASE belongs to somebody else: remove it"
     exec 9<"$BASE"
     flock --wait 120 9 || refuse "another up or down has been running for two minutes: wait for it, or end it"
+    log=$(rm -f "$BASE/probe" && mknod "$BASE/probe" c 1 3 2>&1 && rm "$BASE/probe") ||
+        refuse "no permission for device files here, needs a machine or a privileged container: $log"
 }
 
 check_subnet() {
     local used
     used=$({ ip -4 route show root "$SUBNET.0/24"; ip -4 route show match "$SUBNET.0/24"; } |
-        awk '!/^default/ {print $1, $2, $3}' | paste -sd,)
+        awk '!/^default/ {print $1, $2, $3}' | sort -u | paste -sd,)
     [[ -z $used ]] || refuse "$SUBNET.0/24 is in use ($used): choose another, such as up --subnet 172.29.$OCTET"
 }
 
@@ -185,8 +127,8 @@ write_files() {
     { echo "127.0.0.1 localhost"; echo "$SUBNET.253 head"; echo "$SUBNET.254 $(hostname)"
       for node in $(names); do echo "$SUBNET.$((10#${node#node})) $node"; done; } >"$ROOT/etc/hosts"
     fill slurm.conf -e "s|@FIRST_JOB@|$(($(date +%s) % 6000000 * 10 + 1000))|" >"$ROOT/etc/slurm.conf"
-    fill cgroup.conf >"$ROOT/etc/cgroup.conf"
-    fill mpi.conf >"$ROOT/etc/mpi.conf"
+    cp "$HERE/cgroup.conf.in" "$ROOT/etc/cgroup.conf"
+    cp "$HERE/mpi.conf.in" "$ROOT/etc/mpi.conf"
     for node in $(names); do fill gres.conf -e "s|@NODE@|$node|g; /^#/d"; done >"$ROOT/etc/gres.conf"
     (umask 077 && fill slurmdbd.conf >"$ROOT/etc/slurmdbd.conf")
 }
@@ -213,11 +155,7 @@ start_controller() {
 }
 
 start_head() {
-    local old
-    old=$(boxes | cut -d' ' -f1 | xargs)
-    # shellcheck disable=SC2086
-    kill_boxes $old  # the nodes' cables end in the head
-    ip link del "$LINK" 2>/dev/null || true
+    kill_all  # the nodes' cables end in the head
     check_subnet
     [[ ! -d $ROOT/database ]] || say "goes on with the queue and the accounting in $ROOT"
     say "starts the head (munged, mariadbd, slurmdbd, slurmctld) at $SUBNET.253"
@@ -229,8 +167,10 @@ start_head() {
 up() {
     local begin=$SECONDS nodes
     prepare
-    trap 'failed "line $LINENO: $BASH_COMMAND" head.log' ERR
-    trap 'echo; say "interrupted; up goes on with it, down removes it" >&2; exit 130' INT TERM
+    set -E
+    exec 3>&2  # traps run with the output of the command that they end
+    trap 'failed "line $LINENO: $BASH_COMMAND" head.log 2>&3' ERR
+    trap 'say "interrupted; up goes on with it, down removes it" >&3; exit 130' INT TERM
     if ! box head >/dev/null || { [[ -e $ROOT/run/started ]] && ! accounts; }; then
         start_head
     elif [[ -e $ROOT/run/started ]] && ! answers; then
@@ -244,7 +184,6 @@ up() {
         say "already up"
     else
         [[ -z $nodes ]] || say "starts $(scontrol show hostlistsorted "${nodes// /,}")"
-        # shellcheck disable=SC2086
         start_nodes $nodes
         wait_for 90 nodes_answer || failed "nodes do not answer: $(node_states | xargs -n2 | xargs)" node??.log
         say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (default), urgent, cpu, short (10 minutes)"
@@ -261,13 +200,9 @@ TEXT
 }
 
 down() {
-    local running
     prepare
-    running=$(boxes | cut -d' ' -f1 | xargs)
-    if [[ -z $running && ! -e $ROOT ]]; then say "is not up"; return; fi
-    # shellcheck disable=SC2086
-    kill_boxes $running
-    ip link del "$LINK" 2>/dev/null || true
+    if [[ ! -e $ROOT && -z $(boxes) ]]; then say "is not up"; return; fi
+    kill_all
     rm -rf "$ROOT"
     say "ended; $ROOT is removed"
 }
@@ -282,12 +217,6 @@ need() {  # node or head: one of the names, of a cluster that is up
     [[ " head $(names) " == *" $1 "* ]] || refuse "no node '$1': they are node01 to node16"
     [[ $EUID == 0 ]] || refuse "needs root: run it with sudo"
     box head >/dev/null || refuse "is not up"
-}
-
-kill_node() {
-    local pid
-    pid=$(box "$1") || { say "$1 does not run"; return; }
-    kill_boxes "$pid"
 }
 
 main() {
@@ -310,22 +239,24 @@ main() {
     [[ $NAME == onevision ]] || CLUSTER+=-$NAME
     export SLURM_CONF=$ROOT/etc/slurm.conf
     case $command in
-    up | down | status) "$command" ;;
+    up) up ;;
+    down) down ;;
+    status) status ;;
     env) echo "export SLURM_CONF=$SLURM_CONF" ;;
-    box) run_box "$1" ;;
     in)
         need "${1:-}"
         (($# > 1)) || refuse "in needs a command after the node"
-        # shellcheck disable=SC2016
         in_box "$1" bash -c 'cd "$0" 2>/dev/null; exec "$@"' "$PWD" "${@:2}" ;;
-    kill-node) need "${1:-}"; kill_node "$1" ;;
-    fail-node) need "${1:-}"; kill_node "$1"; scontrol update nodename="$1" state=down reason="fail-node" ;;
+    kill-node) need "${1:-}"; kill_boxes "$(box "$1" || true)" ;;
+    fail-node)
+        need "${1:-}"
+        kill_boxes "$(box "$1" || true)"
+        scontrol update nodename="$1" state=down reason="fail-node" ;;
     start-node) need "${1:-}"; if box "$1" >/dev/null; then say "$1 already runs"; else start_nodes "$1"; fi ;;
     kill-controller) need head; in_box head pkill -KILL -x slurmctld || say "slurmctld does not run" ;;
     start-controller) need head; if answers; then say "slurmctld already runs"; else start_controller; fi ;;
     "" | help | --help | -h) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
-    *) refuse "no command '$command'; there are up, down, status, env, in, kill-node, fail-node, start-node," \
-        "kill-controller, start-controller" ;;
+    *) refuse "no command '$command': without one, the list of them is printed" ;;
     esac
 }
 

@@ -35,6 +35,9 @@ def run_step(
 
     `inputs` is a JSON value that names everything the output depends on: settings and the fingerprints of files.
     `folder/step.json` keeps it with the summary. The new folder takes the place of an older one in one rename.
+
+    Raises:
+        InputError: `folder` holds something else than the output of a step.
     """
     folder = Path(folder)
     key = value_digest([name, inputs])
@@ -43,6 +46,8 @@ def run_step(
         record = read_json(done)
         if record.get("key") == key:
             return StepResult(folder, record["summary"], record["seconds"], skipped=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     old = folder.with_name(f".{folder.name}.old")
     start = time.monotonic()

@@ -121,7 +121,9 @@ def test_a_failing_step_cancels_what_depends_on_it(
 ) -> None:
     from jobs.status import run as run_status
 
-    jobs = pipeline(lab, site_file, recipes, 2, f"data.source={tmp_path}/nothing", "data.reject_threshold=0.5")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "records.jsonl").write_text("not a record\n" * 3)
+    jobs = pipeline(lab, site_file, recipes, 2, f"data.source={tmp_path}/broken")
     by_state: dict[str, int] = {}
     for job in lab.slurm.accounting(jobs.values()).values():
         by_state[job.state] = by_state.get(job.state, 0) + 1

@@ -1,0 +1,34 @@
+"""A step replaces its own former output and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onevision.errors import InputError
+from onevision.steps import run_step
+
+
+def build(folder: Path) -> dict[str, int]:
+    (folder / "made").touch()
+    return {"made": 1}
+
+
+def test_a_step_replaces_its_own_output(tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    folder.mkdir()  # an empty folder may be there
+    assert not run_step("test", folder, {"seed": 1}, build).skipped
+    assert run_step("test", folder, {"seed": 1}, build).skipped
+    assert not run_step("test", folder, {"seed": 2}, build).skipped
+    assert sorted(path.name for path in folder.iterdir()) == ["made", "step.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_step_never_replaces_a_persons_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(InputError, match="holds something that no step has made"):
+        run_step("test", tmp_path, {}, build)
+    with pytest.raises(InputError, match="holds something that no step has made"):
+        run_step("test", tmp_path / "mine", {}, build)
+    assert (tmp_path / "mine").read_text() == "precious"
