@@ -70,6 +70,12 @@ def run_step(
     return StepResult(folder, summary, seconds, skipped=False)
 
 
+def forget(folder: str | Path) -> None:
+    """Have the step of `folder` run again, whatever its inputs; it stays a step's output, which a step may replace."""
+    done = Path(folder) / "step.json"
+    write_json(done, read_json(done) | {"key": ""})
+
+
 def step_summary(folder: str | Path) -> dict[str, Any]:
     """Summary of a finished step.
 

@@ -24,7 +24,7 @@ from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe
-from onevision.steps import StepResult, run_step
+from onevision.steps import StepResult, forget, run_step
 
 LEDGER = "rejects.parquet"
 MAX_NAMES = 32_767  # categories, languages, sources, licenses: their numbers are 16-bit
@@ -243,4 +243,4 @@ def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
         CorpusIndex.open(output)
     except (DataError, InputError) as error:
         report(f"the corpus is built again: {error}")
-        (output / "step.json").unlink()
+        forget(output)

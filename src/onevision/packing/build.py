@@ -25,7 +25,7 @@ from onevision.packing.index import (
 )
 from onevision.packing.solver import solve
 from onevision.recipe import DataRecipe
-from onevision.steps import StepResult, run_step
+from onevision.steps import StepResult, forget, run_step
 
 OVERLONG = "overlong.parquet"
 
@@ -136,4 +136,4 @@ def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
         PackIndex.open(output)
     except (DataError, InputError) as error:
         report(f"the packs are made again: {error}")
-        (output / "step.json").unlink()
+        forget(output)
