@@ -15,6 +15,7 @@ from onevision.errors import OneVisionError
 SCRIPT = Path(__file__).parents[2] / "sbatch" / "localcluster" / "cluster.sh"
 STATE = Path("/var/tmp/onevision-slurm")
 DEFAULT = "onevision"
+_SECONDS = 180
 
 
 class LabError(OneVisionError):
@@ -35,9 +36,11 @@ class Lab:
         Raises:
             LabError: with the last line of what it said.
         """
-        answer = subprocess.run(
-            ["bash", str(SCRIPT), "--name", self.name, *command], capture_output=True, text=True, check=False
-        )
+        arguments = ["bash", str(SCRIPT), "--name", self.name, *command]
+        try:
+            answer = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{SCRIPT.name} {' '.join(command)}: no end within {_SECONDS} s") from None
         if answer.returncode:
             lines = (answer.stderr or answer.stdout).strip().splitlines() or ["no message"]
             raise LabError(f"{SCRIPT.name} {' '.join(command)}: {lines[-1]}")

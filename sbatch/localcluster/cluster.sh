@@ -33,11 +33,12 @@ PACKAGES="slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core iprou
 say() { echo "cluster $NAME: $*"; }
 refuse() { say "$*" >&2; exit 2; }
 
-failed() {  # what failed, logs...: with the lines that say why
+failed() {  # what failed, logs: with the lines that say why
     trap - ERR
     say "$1; $ROOT/log has more than these lines:" >&2
-    (cd "$ROOT/log" && tail -qn 40 "${@:2}" | grep -iE 'error|fatal|cannot|denied|unable|fail|not permitted' |
-        grep -viE 'pmix|mpi:|state file|backup state' | tail -n 12 | sed 's/^/    /') >&2 || true
+    (cd "$ROOT/log" && tail -qn 40 $2 2>/dev/null |
+        grep -iE 'error|fatal|cannot|denied|unable|invalid|fail|permitted' | grep -viE 'pmix|mpi:|state (save )?file' |
+        tail -n 12 | sed 's/^/    /') >&2 || true
     exit 1
 }
 
@@ -81,13 +82,18 @@ in_box() {  # node, command...: in all namespaces of the node
     nsenter --target "$pid" --net --uts --ipc --mount --pid "${@:2}"
 }
 
-start_box() {  # node, pid of a process in whose network the other end of its cable is
+start_box() (  # node, pid of a process in whose network the other end of its cable is
+    cd /
+    for file in "/proc/$BASHPID/fd/"*; do  # nothing of the caller's stays open: locks, pipes that somebody reads
+        file=${file##*/}
+        if ((file > 2 && file < 255)); then eval "exec $file>&-"; fi
+    done
     # A clean environment and default signals: tasks inherit them. A higher priority: see PropagatePrioProcess.
-    (cd / && setsid --fork env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
+    exec setsid --fork env -i --default-signal PATH="$PATH" LANG=C.UTF-8 HOME=/root SLURM_CONF="$SLURM_CONF" \
         nice -n -10 unshare --net --uts --ipc --mount --pid --fork --kill-child --mount-proc \
         bash "$HERE/node.sh" "$ROOT" "$CLUSTER" "$SUBNET" "$LINK" "$1" \
-        8<"/proc/$2/ns/net" 9<&- </dev/null >"$ROOT/log/$1.log" 2>&1)
-}
+        8<"/proc/$2/ns/net" </dev/null >"$ROOT/log/$1.log" 2>&1
+)
 
 prepare() {  # refuse where it cannot work; one `up` or `down` at a time
     local command missing="" log
@@ -178,14 +184,15 @@ up() {
         start_controller
     fi
     wait_for 180 eval 'answers || ! box head'  # the head ends when one of its daemons does not start
-    answers || failed "the head does not start" head.log mariadb*.log
+    answers || failed "the head does not start" "head.log mariadb*.log"
     nodes=$(missing | xargs)
     if [[ -z $nodes ]] && nodes_answer; then
         say "already up"
     else
         [[ -z $nodes ]] || say "starts $(scontrol show hostlistsorted "${nodes// /,}")"
         start_nodes $nodes
-        wait_for 90 nodes_answer || failed "nodes do not answer: $(node_states | xargs -n2 | xargs)" node??.log
+        wait_for 20 eval '[[ -z $(missing) ]]' && wait_for 90 eval 'nodes_answer || [[ $(missing) ]]' || true
+        nodes_answer || failed "nodes do not answer: $(sinfo -h -p gpu -o '%N %T' | paste -sd,)" "node??.log"
         say "up in $((SECONDS - begin)) s: 16 nodes x 8 GPUs; partitions gpu (default), urgent, cpu, short (10 minutes)"
     fi
     [[ $NAME != onevision ]] || cat <<TEXT

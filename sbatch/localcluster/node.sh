@@ -63,15 +63,11 @@ run_head() {
 }
 
 main() {
-    local file
     hostname "$NODE"
     mount --bind "$ROOT/etc/hosts" /etc/hosts
     mount -t tmpfs tmpfs /dev/shm
     connect
-    for file in "/proc/$BASHPID/fd/"*; do  # nothing of the caller's stays open: locks, pipes, its network
-        file=${file##*/}
-        if ((file > 2 && file < 255)); then eval "exec $file>&-"; fi
-    done
+    exec 8>&-
     # Not exec: a first process has to clear away what others leave behind, which slurmd does not.
     if [[ $NODE == head ]]; then run_head; else slurmd -D -N "$NODE"; fi
 }
