@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Literal
 
 import submitit
@@ -88,6 +89,18 @@ def queue(work: Work, site: Site) -> int:
         },
     )
     return job_id
+
+
+def slurm_problems(work: Work, site: Site) -> list[str]:
+    """What Slurm itself has against the job: `sbatch --test-only`, which queues nothing."""
+    with NamedTemporaryFile("w", suffix=".sbatch") as script:
+        script.write(script_text(work, site))
+        script.flush()
+        try:
+            site.slurm.ask("sbatch", "--test-only", script.name)
+        except SlurmError as error:
+            return [f"Slurm would refuse the job: {error}"]
+    return []
 
 
 def refuse_second(records: Records, site: Site) -> None:

@@ -13,8 +13,7 @@ from jobs.data import corpus_work, pack_work
 from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
 from jobs.place import Place, place_of, queued_line, start
-from jobs.preflight import preflight
-from jobs.train import init_work, train_work
+from jobs.train import check_training, init_work, train_work
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
@@ -113,7 +112,7 @@ def refuse(steps: list[Step], place: Place) -> None:
     for step in steps:
         refuse_second(step.work.records, place.site)
         if step.recipe is not None and step.work.needs == "nodes":
-            check = preflight(step.recipe, place.site, place.nodes, place.minutes, waits_for=made)
+            check = check_training(step.recipe, place, made)
             problems += [f"{step.work.name}: {problem}" for problem in check.problems]
     if problems:
         raise InputError("\n".join([f"{len(problems)} problems, nothing was queued:", *problems]))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.arguments import parse, recipe_of, run_recipe
-from jobs.cluster import Work
+from jobs.cluster import Work, slurm_problems
 from jobs.here import launch
 from jobs.place import Place, place_of, start
-from jobs.preflight import preflight
+from jobs.preflight import Preflight, preflight
 from jobs.ranks import initialise_here, train_here
 from onevision.errors import InputError
 from onevision.recipe import Recipe, layout_problems
@@ -53,10 +55,17 @@ def train_at(recipe: Recipe, place: Place) -> int:
         train_stage(recipe, place.ranks)
         return 0
     work = train_work(recipe, place.nodes)
-    check = preflight(recipe, place.site, place.nodes, place.minutes)
+    check = check_training(recipe, place)
     check.refuse()
     print(check.text, flush=True)
     return start(work, place)
+
+
+def check_training(recipe: Recipe, place: Place, waits_for: Collection[str] = frozenset()) -> Preflight:
+    """All that stands against queueing a training job, Slurm's own objections among it."""
+    check = preflight(recipe, place.site, place.nodes, place.minutes, waits_for)
+    work = replace(train_work(recipe, place.nodes), minutes=place.minutes)
+    return replace(check, problems=[*check.problems, *slurm_problems(work, place.site)])
 
 
 def init_work(recipe: Recipe) -> Work:

@@ -58,7 +58,7 @@ missing() { comm -13 <(boxes | awk '{print $2}' | sort) <(names | tr ' ' '\n' | 
 answers() { timeout 10 scontrol ping 2>/dev/null | grep "is UP" >/dev/null; }
 node_states() { sinfo -h -N -p gpu -o '%N %T'; }
 nodes_answer() { [[ $(node_states | grep -cvE 'down|unk|fail|boot|\*') == 16 ]]; }
-accounts() { timeout 20 sacctmgr -n list cluster >/dev/null; }  # asks munged, slurmdbd and mariadbd
+accounts() { timeout 20 sacctmgr -n list cluster >/dev/null 2>&1; }  # asks munged, slurmdbd and mariadbd
 
 kill_boxes() {  # pids: killing the first process inside kills all inside; unshare ends when they are gone
     local ids=$* end=$((SECONDS + 5)) left
@@ -262,7 +262,7 @@ main() {
     start-node) need "${1:-}"; if box "$1" >/dev/null; then say "$1 already runs"; else start_nodes "$1"; fi ;;
     kill-controller) need head; in_box head pkill -KILL -x slurmctld || say "slurmctld does not run" ;;
     start-controller) need head; if answers; then say "slurmctld already runs"; else start_controller; fi ;;
-    "" | help | --help | -h) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+    "" | help | --help | -h) sed -n '2,/^# shellcheck/{/shellcheck/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" ;;
     *) refuse "no command '$command': without one, the list of them is printed" ;;
     esac
 }

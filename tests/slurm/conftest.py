@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,10 +27,12 @@ def lab() -> Iterator[Lab]:
     if os.geteuid():
         pytest.skip("a local Slurm needs root")
     cluster = Lab("test")
-    cluster("down")
-    cluster("up")
-    yield cluster
-    cluster("down")
+    with Path("/var/tmp/onevision-slurm-test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs on one machine take turns
+        cluster("down")
+        cluster("up")
+        yield cluster
+        cluster("down")
 
 
 @pytest.fixture(scope="session")
