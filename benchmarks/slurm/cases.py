@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import signal
 import time
@@ -127,7 +128,11 @@ class Case:
 
 def _time_limit(run: Run) -> None:
     change = ("scontrol", "update", f"JobId={run.job_id}")
-    run.lab.slurm.ask(*change, "TimeLimit=2")
+    run.lab.signal_rank(run.job_id, NODES - 1, signal.SIGSTOP)  # a long step: Slurm looks at limits every 30 s
+    end = datetime.datetime.now() + datetime.timedelta(seconds=85)
+    run.lab.slurm.ask(*change, f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
+    time.sleep(33)
+    run.lab.signal_rank(run.job_id, NODES - 1, signal.SIGCONT)
     run.wait(lambda: run.queued().state != "RUNNING", "the time limit")
     run.lab.slurm.ask(*change, "TimeLimit=1-00:00:00")
 
@@ -166,7 +171,7 @@ def _restart_controller(run: Run) -> None:
 
 
 CASES = (
-    Case("time limit", "limit lowered: Slurm sends USR2", _time_limit, ("interrupted",)),
+    Case("time limit", "limit lowered to 85 s: Slurm sends USR2", _time_limit, ("interrupted",)),
     Case("USR2", "scancel --signal=USR2", lambda run: run.lab.slurm.cancel(run.job_id, "USR2"), ("interrupted",)),
     Case("TERM", "scancel --signal=TERM", lambda run: run.lab.slurm.cancel(run.job_id, "TERM"), ("interrupted",)),
     Case("preemption", "a job of a higher partition takes its nodes", _preempt, ("interrupted",)),
