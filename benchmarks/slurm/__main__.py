@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from rich.table import Table
 from benchmarks.results import Row, package_versions, write_results
 from benchmarks.slurm.cases import CASES, SETTINGS, Result, disturb, result, submit
 from benchmarks.slurm.lab import Lab
-from benchmarks.slurm.whole import Layouts, here, sixteen_then_four, status_seconds, submission_seconds
+from benchmarks.slurm.whole import (
+    Layouts,
+    here,
+    pipeline,
+    pipeline_recipes,
+    sixteen_then_four,
+    status_seconds,
+    submission_seconds,
+)
 from jobs.pipeline import pipeline_steps
 from jobs.place import Place, start
 from onevision.errors import InputError, OneVisionError
@@ -72,13 +81,56 @@ def _check(lab: Lab, folder: Path, chosen: list[str], strict: bool) -> int:
         layouts = sixteen_then_four(lab, site_file, recipe, folder)
         clock = submission_seconds(lab, site_file, recipe, folder)
         status = status_seconds(undisturbed.folder, folder / "many")
-    rows = figures(results, layouts, clock, status)
+    print("pipeline, and one with broken records", flush=True)
+    with redirect_stdout(log):
+        whole = states(lab, pipeline(lab, site_file, pipeline_recipes(recipe, made(folder, "whole")), 2))
+        (broken := made(folder, "broken") / "records").mkdir()
+        (broken / "records.jsonl").write_text("not a record\n")
+        recipes = pipeline_recipes(recipe, broken.parent)
+        failing = states(lab, pipeline(lab, site_file, recipes, 2, f"data.source={broken}"))
+    rows = figures(results, layouts, clock, status) + pipeline_figures(whole, failing)
+    show_figures(rows)
     path = write_results(PATH, rows, _versions(lab))
     for row in rows:
         if not row.met:
             print(f"not met: {row.path}: {row.measure} is {row.value:g} {row.unit}; {row.goal}")
     print(f"{sum(row.met for row in rows)} of {len(rows)} goals met; written to {path}")
     return 1 if strict and not all(row.met for row in rows) else 0
+
+
+def made(folder: Path, name: str) -> Path:
+    """A new folder."""
+    (folder / name).mkdir()
+    return folder / name
+
+
+def states(lab: Lab, jobs: dict[str, int]) -> Counter[str]:
+    """How the jobs of a pipeline ended."""
+    return Counter(job.state for job in lab.slurm.accounting(jobs.values()).values())
+
+
+def pipeline_figures(whole: Counter[str], failing: Counter[str]) -> list[Row]:
+    """Jobs of the two pipelines: all of one end well; in the other the corpus fails and six jobs are cancelled."""
+    ended, cancelled = whole["COMPLETED"], failing["CANCELLED"]
+    path = f"{PATH}/pipeline"
+    return [
+        Row(path, "steps that ended well", ended, "jobs", "steps", 8, "all", ended == whole.total() == 8),
+        Row(f"{path} that fails", "dependents cancelled", cancelled, "jobs", "dependents", 6, "all", cancelled == 6),
+    ]
+
+
+def show_figures(rows: list[Row]) -> None:
+    """The figures that are not of a single case."""
+    table = Table(title="whole jobs")
+    for column in ("what", "measure", "value", "beside it", "goal"):
+        table.add_column(column)
+    names = {f"{PATH}/{case.name}" for case in CASES}
+    for row in rows:
+        if row.path not in names:
+            beside = f"{row.reference}: {row.reference_value:.3g}"
+            value = f"{row.value:.3g} {row.unit}" if row.met else f"{row.value:.3g} {row.unit} (not met)"
+            table.add_row(row.path.removeprefix(f"{PATH}/"), row.measure, value, beside, row.goal)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def show(results: list[Result]) -> None:

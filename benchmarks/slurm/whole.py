@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.slurm.cases import Run, submit
@@ -17,7 +17,7 @@ from jobs.place import Place
 from jobs.sites import HERE, Site, find_site, load_site
 from jobs.train import run_resume, train_at
 from onevision.files import read_json, write_json
-from onevision.recipe import load_recipe
+from onevision.recipe import load_recipe, save_recipe
 from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
@@ -61,6 +61,23 @@ def sixteen_then_four(lab: Lab, site_file: Path, recipe_file: Path, folder: Path
 def here() -> Site:
     """This machine, without Slurm."""
     return find_site(HERE)
+
+
+def pipeline_recipes(recipe_file: Path, folder: Path) -> Path:
+    """A folder of recipes, stage 0 to 2 of two steps each, whose corpus, packs and runs stand in `folder`."""
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    recipe = load_recipe(recipe_file)
+    corpus = str(folder / "corpus")
+    data = replace(recipe.data, corpus=corpus, packs=str(folder / "packs"))
+    evaluation = replace(recipe.evaluation, corpus=corpus, max_new_tokens=1)
+    before = ""
+    for name in ("stage0", "stage1", "stage1_5", "stage2"):
+        train = replace(recipe.train, init_from=before, steps=2, global_batch_size=2)
+        stage = replace(recipe, name=name, stage=name, output=str(folder / name), train=train)
+        save_recipe(replace(stage, data=data, evaluation=evaluation), recipes / f"{name}.yaml")
+        before = stage.output
+    return recipes
 
 
 def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, int]:

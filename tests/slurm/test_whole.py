@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from benchmarks.slurm.cases import Run, submit
 from benchmarks.slurm.lab import Lab
-from benchmarks.slurm.whole import pipeline, sixteen_then_four
+from benchmarks.slurm.whole import pipeline, pipeline_recipes, sixteen_then_four
+from jobs.cluster import ROOT
 from jobs.place import Place
+from jobs.scripts import script
 from jobs.sites import load_site
-from jobs.train import run_resume, run_train
+from jobs.train import run_resume, run_train, train_work
 from onevision.errors import InputError
+from onevision.recipe import load_recipe, save_recipe
 from onevision.training.history import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -91,18 +93,26 @@ def test_what_cannot_work_is_not_queued(lab: Lab, site_file: Path, recipe_file: 
 @pytest.fixture
 def recipes(recipe_file: Path, tmp_path: Path) -> Path:
     """A folder of recipes, stage 0 to 2, whose corpus, packs and runs stand in the test's own folder."""
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    values = yaml.safe_load(recipe_file.read_text())
-    values["data"] |= {"corpus": f"{tmp_path}/corpus", "packs": f"{tmp_path}/packs"}
-    before = ""
-    for name in ("stage0", "stage1", "stage1_5", "stage2"):
-        train = values["train"] | {"init_from": before, "steps": 2, "global_batch_size": 2}
-        stage = {"name": name, "stage": name, "output": str(tmp_path / name), "train": train}
-        evaluation = {"corpus": f"{tmp_path}/corpus", "max_new_tokens": 1}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values | stage | {"evaluation": evaluation}))
-        before = stage["output"]
-    return folder
+    return pipeline_recipes(recipe_file, tmp_path)
+
+
+def test_a_plain_script_trains(
+    lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file, [*SHORT, "name=plain", f"output={tmp_path / 'plain'}"])
+    save_recipe(recipe, tmp_path / "plain.yaml")
+    path = tmp_path / "plain.sbatch"
+    monkeypatch.chdir(ROOT)
+    path.write_text(script(tmp_path / "plain.yaml", load_site(site_file)))
+    records = train_work(recipe, 2).records
+    records.folder.mkdir(parents=True)
+    job_id = int(lab.slurm.ask("sbatch", "--parsable", "--nodes=2", str(path), "optimizer.lr=2e-3"))
+    run = Run(lab, recipe, job_id)
+    run.wait_end()
+    assert [row["cause"] for row in ends(run)] == ["finished"]
+    assert [row["step"] for row in read_metrics(run.folder)] == [1, 2, 3, 4]
+    assert read_metrics(run.folder)[1]["lr"] == 2e-3
+    assert records.log(job_id, 1).exists()
 
 
 def test_the_pipeline_runs_to_its_end(lab: Lab, site_file: Path, recipes: Path, tmp_path: Path) -> None:
