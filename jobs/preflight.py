@@ -63,6 +63,7 @@ def preflight(
         *inputs.problems,
         *run_problems(recipe, inputs.fingerprints),
         *disk_problems(recipe, size),
+        *time_problems(site, minutes or site.minutes),
     ]
     notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
     if site.gpu_memory_gb:
@@ -123,6 +124,16 @@ def precision_problems(recipe: Recipe, site: Site) -> list[str]:
         return []
     chip = f"{site.gpu_type} of site {site.name}" if site.gpu_type else f"site {site.name}"
     return [f"train.precision=fp8: {chip} has no FP8 units: use train.precision=bf16, or another site"]
+
+
+def time_problems(site: Site, minutes: int) -> list[str]:
+    """A time limit that ends each start before it can make a step: the job would be queued again for ever."""
+    if minutes * 60 >= 2 * site.signal_seconds + 120:
+        return []
+    return [
+        f"a time limit of {minutes} minutes leaves no time to train: a job saves signal_seconds={site.signal_seconds} "
+        f"before it, and Slurm may ask a minute early; give more time, or lower signal_seconds of site {site.name}"
+    ]
 
 
 def run_problems(recipe: Recipe, fingerprints: dict[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.preflight import partition_problems, preflight, waiting_keys
+from jobs.preflight import partition_problems, preflight, time_problems, waiting_keys
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError
@@ -196,3 +196,8 @@ def test_it_needs_no_torch() -> None:
     code = "import sys, jobs.preflight; print({'torch', 'megatron', 'transformers'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("minutes", "refused"), [(11, True), (12, False)])
+def test_a_time_limit_must_leave_time_to_train(minutes: int, refused: bool) -> None:
+    assert bool(time_problems(Site(signal_seconds=300), minutes)) is refused
