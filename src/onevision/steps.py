@@ -1,7 +1,7 @@
 """A step: a pure function from fingerprinted inputs to a fingerprinted output folder.
 
 A step whose inputs have not changed is skipped; one that was interrupted leaves nothing but a temporary folder, which
-the next run removes.
+the next run removes, or goes on with when the step is made of parts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from onevision.errors import InputError
 from onevision.files import read_json, storage_errors, write_json
 from onevision.fingerprint import value_digest
+from onevision.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,77 @@ def run_step(
     """
     folder = Path(folder)
     key = value_digest([name, inputs])
+    finished = _finished(folder, key)
+    if finished is not None:
+        return finished
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    start = time.monotonic()
+    with storage_errors(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            summary = build(temporary)
+            seconds = time.monotonic() - start
+            _put_in_place(temporary, folder, _record(name, key, inputs, summary, seconds))
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return StepResult(folder, summary, seconds, skipped=False)
+
+
+def run_parts(
+    name: str,
+    folder: str | Path,
+    inputs: dict[str, Any],
+    parts: int,
+    build: Callable[[Path, int], dict[str, Any]],
+    finish: Callable[[Path, list[dict[str, Any]]], dict[str, Any]],
+    ranks: Ranks = ALONE,
+) -> StepResult:
+    """As `run_step`, for a step made of `parts` that `ranks` share and that an interrupted step need not do again.
+
+    `build(work_folder, k) -> what is known of part k` leaves files that have their names once they are whole; they
+    depend on `inputs` and k alone, never on the rank that makes them. `finish(work_folder, known of all parts) ->
+    summary` is called on rank 0 when all parts are there. The work folder stands beside `folder` and survives until
+    then; one that belongs to other `inputs` is removed.
+
+    Raises:
+        InputError: as `run_step`.
+    """
+    folder = Path(folder)
+    key = value_digest([name, inputs, parts])
+    finished = ranks.first(_finished(folder, key) if ranks.rank == 0 else None)
+    if finished is not None:
+        return finished
+    work = folder.with_name(f".{folder.name}.parts")
+    start = time.monotonic()
+    with storage_errors(folder):
+        if ranks.rank == 0:
+            _enter(work, key)
+        missing = [k for k in range(parts) if not _known(work, k).exists()]
+        for k in ranks.first(missing)[ranks.rank :: ranks.size]:
+            write_json(_known(work, k), build(work, k))
+        ranks.wait()
+        record: dict[str, Any] = {}
+        if ranks.rank == 0:
+            summary = finish(work, [read_json(_known(work, k)) for k in range(parts)])
+            for path in [work / _KEY, *(_known(work, k) for k in range(parts))]:
+                path.unlink(missing_ok=True)
+            record = _record(name, key, inputs, summary, time.monotonic() - start)
+            _put_in_place(work, folder, record)
+        record = ranks.first(record)
+    return StepResult(folder, record["summary"], record["seconds"], skipped=False)
+
+
+_KEY = "key.json"
+
+
+def _finished(folder: Path, key: str) -> StepResult | None:
+    """What the folder holds if it is the output for `key`.
+
+    Raises:
+        InputError: it holds something that no step has made.
+    """
     done = folder / "step.json"
     if done.exists():
         record = read_json(done)
@@ -48,26 +120,38 @@ def run_step(
             return StepResult(folder, record["summary"], record["seconds"], skipped=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    return None
+
+
+def _record(name: str, key: str, inputs: dict[str, Any], summary: dict[str, Any], seconds: float) -> dict[str, Any]:
+    return {"step": name, "key": key, "inputs": inputs, "summary": summary, "seconds": seconds}
+
+
+def _put_in_place(made: Path, folder: Path, record: dict[str, Any]) -> None:
+    """Let the folder `made` take the place of `folder`."""
+    write_json(made / "step.json", record)
     old = folder.with_name(f".{folder.name}.old")
-    start = time.monotonic()
-    with storage_errors(folder):
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            summary = build(temporary)
-            seconds = time.monotonic() - start
-            record = {"step": name, "key": key, "inputs": inputs, "summary": summary, "seconds": seconds}
-            write_json(temporary / "step.json", record)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    return StepResult(folder, summary, seconds, skipped=False)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    made.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _enter(work: Path, key: str) -> None:
+    """Make the work folder, or go on with the one of an earlier start with the same key."""
+    known = work / _KEY
+    if not known.exists() or read_json(known) != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(known, key)
+    for leftover in work.glob(".*.tmp*"):
+        leftover.unlink()
+
+
+def _known(work: Path, k: int) -> Path:
+    """What is known of a part; it is there once the part is whole."""
+    return work / f"part-{k:05d}.json"
 
 
 def forget(folder: str | Path) -> None:
