@@ -19,6 +19,9 @@ place = $(NODES:%=nodes=%) $(TIME:%=time=%) $(SITE:%=site=%)
 # $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
 recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(place) $(ARGS)
 
+# What the data steps read and how: SOURCE in the layout FORMAT, packs of SEQ tokens, shared by RANKS processes.
+data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence_length=%) $(RANKS:%=ranks=%)
+
 # A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
 weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 
@@ -49,10 +52,10 @@ test: $(READY)  ## all tests
 ##@ Data
 
 corpus: $(READY)  ## records and images -> shards and corpus.h5
-	@$(JOBS) corpus $(call recipe,stage1_5)
+	@$(JOBS) corpus $(call recipe,stage1_5) $(data)
 
 pack: $(READY)  ## corpus -> packs.h5
-	@$(JOBS) pack $(call recipe,stage1_5)
+	@$(JOBS) pack $(call recipe,stage1_5) $(data)
 
 ##@ Training
 
@@ -75,7 +78,7 @@ resume: $(READY)  ## continue the run RUN from its last complete checkpoint, on 
 	@$(JOBS) resume $(run) $(place) $(ARGS)
 
 pipeline: $(READY)  ## all steps, each a job that waits for those before it: records -> exported model
-	@$(JOBS) pipeline $(or $(RECIPE),jobs/recipes/$(MODEL)) $(weights) $(place) $(ARGS)
+	@$(JOBS) pipeline $(or $(RECIPE),jobs/recipes/$(MODEL)) $(weights) $(place) $(RANKS:%=ranks=%) $(ARGS)
 
 status: $(READY)  ## every run, or RUN: state, nodes, step, loss, tokens/s, ETA, restarts, why it waits
 	@$(JOBS) status $(if $(RUN),$(run)) $(ARGS)

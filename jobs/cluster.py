@@ -36,14 +36,16 @@ _MANY = 1_000_000  # starts: submitit counts some signals as time-outs; jobs/sta
 
 @dataclass(frozen=True)
 class Work:
-    """A call to be queued. `needs`: "cpu" a process, "gpu" a process with a GPU, "nodes" a rank a GPU of all nodes."""
+    """A call to be queued. `needs`: "cpu" a process, "gpu" a process with a GPU, "ranks" as many MPI `ranks` evenly
+    over the nodes, "nodes" a rank a GPU of all nodes."""
 
     name: str
     call: Callable[..., Any]
     args: tuple[Any, ...]
     log_folder: Path
-    needs: Literal["cpu", "gpu", "nodes"] = "cpu"
+    needs: Literal["cpu", "gpu", "ranks", "nodes"] = "cpu"
     nodes: int = 1
+    ranks: int = 1  # with needs="ranks"
     run: Path | None = None  # run folder whose checkpoints are the progress of the work
     steps: int = 0
     minutes: int = 0  # time limit; 0: the site's
@@ -119,7 +121,7 @@ def slurm_executor(work: Work, site: Site) -> submitit.SlurmExecutor:
     """The submitit executor of a piece of work."""
     with _environment(site):
         executor = submitit.SlurmExecutor(
-            work.records.folder, max_num_timeout=_MANY, python=python_command(site, gpu=work.needs != "cpu")
+            work.records.folder, max_num_timeout=_MANY, python=python_command(site, gpu=work.needs in ("gpu", "nodes"))
         )
     executor.update_parameters(**parameters(work, site))
     return executor
@@ -134,8 +136,8 @@ def script_text(work: Work, site: Site) -> str:
 def parameters(work: Work, site: Site) -> dict[str, Any]:
     """submitit's parameters: what is asked of Slurm, and the lines of the batch script before and after srun."""
     training = work.needs == "nodes"
-    gpus = {"cpu": 0, "gpu": min(1, site.gpus_per_node), "nodes": site.gpus_per_node}[work.needs]
-    partition = site.partition if work.needs != "cpu" else site.cpu_partition or site.partition
+    gpus = {"gpu": min(1, site.gpus_per_node), "nodes": site.gpus_per_node}.get(work.needs, 0)
+    partition = site.partition if work.needs in ("gpu", "nodes") else site.cpu_partition or site.partition
     further: dict[str, Any] = {
         "requeue": True,
         "distribution": "block",  # neighbouring ranks on one node
@@ -158,23 +160,23 @@ def parameters(work: Work, site: Site) -> dict[str, Any]:
         "time": work.minutes or site.minutes,
         "nodes": work.nodes,
         "ntasks_per_node": _tasks(work, site),
-        "cpus_per_task": site.cpus_per_task,
+        "cpus_per_task": _cpus(work, site),
         "gpus_per_node": gpus or None,
         "mem": f"{site.memory_gb:g}G" if training and site.memory_gb else None,
         "signal_delay_s": site.signal_seconds,
         "dependency": "afterok:" + ":".join(map(str, work.after)) if work.after else None,
         "stderr_to_stdout": True,
         "setup": setup_lines(work, site),
-        "srun_args": srun_options(site),
+        "srun_args": srun_options(site, _cpus(work, site), site.mpi if work.needs == "ranks" else "none"),
         "teardown": teardown_lines(work, site),
         "additional_parameters": further | dict(site.sbatch),
     }
     return {name: value for name, value in asked.items() if value is not None} | {"wckey": None}
 
 
-def srun_options(site: Site) -> list[str]:
+def srun_options(site: Site, cpus_per_task: int, mpi: str = "none") -> list[str]:
     """Options of the srun that starts the ranks. srun does not take --cpus-per-task from the job: it must be told."""
-    options = [f"--cpus-per-task={site.cpus_per_task}", "--distribution=block", "--kill-on-bad-exit=1", "--mpi=none"]
+    options = [f"--cpus-per-task={cpus_per_task}", "--distribution=block", "--kill-on-bad-exit=1", f"--mpi={mpi}"]
     if site.cpu_bind:
         options.append(f"--cpu-bind={site.cpu_bind}")
     return [*options, *site.srun]
@@ -219,7 +221,7 @@ def health_lines(work: Work, site: Site) -> list[str]:
     settings = shlex.join(arguments(site))
     lines = [f"{one_each} {python} -m jobs.health node {folder} {settings}"]
     if site.health.allreduce_gbps:
-        options = " ".join(srun_options(site))
+        options = " ".join(srun_options(site, site.cpus_per_task))
         lines.append(f"srun {options} {python} -m jobs.health allreduce {folder} {settings}")
     return [
         *lines,
@@ -257,7 +259,11 @@ def python_command(site: Site, *, gpu: bool) -> str:
 
 
 def _tasks(work: Work, site: Site) -> int:
-    return site.ranks_per_node if work.needs == "nodes" else 1
+    return {"nodes": site.ranks_per_node, "ranks": -(-work.ranks // work.nodes)}.get(work.needs, 1)
+
+
+def _cpus(work: Work, site: Site) -> int:
+    return 1 if work.needs == "ranks" and work.ranks > 1 else site.cpus_per_task
 
 
 def _job_name(work: Work) -> str:

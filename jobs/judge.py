@@ -34,6 +34,8 @@ _REASONS = {
     "JobHeldUser": "held by a person; scontrol release {job}",
     "JobHeldAdmin": "held by an administrator",
     "JobHoldMaxRequeue": "held after too many restarts; scontrol release {job}",
+    # The controller died within seconds of a start and forgot it, or a node refused the job.
+    "launch failed requeued held": "held, as its nodes could not start it; scontrol release {job}",
     "Reservation": "waits for its reservation",
     "ReservationDeleted": "its reservation is gone",
     "Licenses": "waits for licenses",

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.arguments import parse
 from jobs.cluster import Work, queue, refuse_second
 from jobs.convert import SOURCES, export_work, import_work
-from jobs.data import corpus_work, pack_work
+from jobs.data import corpus_work, data_ranks, pack_work
 from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
 from jobs.place import Place, place_of, queued_line, start
@@ -42,17 +42,17 @@ class Step:
 
 
 def run(arguments: list[str]) -> int:
-    """python -m jobs pipeline RECIPES [nodes=N] [site=NAME] [language=DIR vision=DIR | exported=DIR] [key=value ...]
+    """python -m jobs pipeline RECIPES [site=NAME] [nodes=N] [ranks=N] [language=DIR vision=DIR | exported=DIR] [key=…]
 
     All steps of the recipes in the folder RECIPES (stage0.yaml to stage2.yaml), from records to an evaluated and
-    exported model. On a cluster every step is queued at once and waits for those it needs; a step that fails cancels
-    what depends on it. Without Slurm the steps run here, one after the other. The same command goes on where it
-    stopped.
+    exported model: `nodes` train, `ranks` processes make corpus and packs. On a cluster every step is queued at once
+    and waits for those it needs; a step that fails cancels what depends on it. Without Slurm the steps run here, one
+    after the other. The same command goes on where it stopped.
     """
-    folder, overrides, own = parse(arguments, "pipeline", "folder of recipes", SOURCES)
+    folder, overrides, own = parse(arguments, "pipeline", "folder of recipes", (*SOURCES, "ranks"))
     place = place_of(own)
     sources = {key: own[key] for key in SOURCES if key in own}
-    steps = pipeline_steps(folder, overrides, sources, place.nodes)
+    steps = pipeline_steps(folder, overrides, sources, place.nodes, data_ranks(own))
     for step in steps:
         if step.done:
             print(f"{step.work.name}: done already, in {step.output}")
@@ -71,8 +71,10 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def pipeline_steps(folder: Path, overrides: list[str], sources: dict[str, str], nodes: int) -> list[Step]:
-    """The steps in an order in which they can run.
+def pipeline_steps(
+    folder: Path, overrides: list[str], sources: dict[str, str], nodes: int, ranks: int = 1
+) -> list[Step]:
+    """The steps in an order in which they can run: training on `nodes` nodes, data steps in `ranks` processes of one.
 
     Raises:
         InputError: a recipe is wrong, or nothing says where the weights of stage 0 come from.
@@ -86,8 +88,8 @@ def pipeline_steps(folder: Path, overrides: list[str], sources: dict[str, str], 
     for key in ("corpus", "packs"):
         if not getattr(data, key):
             raise InputError(f"{folder}: data.{key} is empty: name the folder to write with data.{key}=FOLDER")
-    steps.append(Step(corpus_work(last, Path(data.corpus)), Path(data.corpus), ("source",)))
-    steps.append(Step(pack_work(last, Path(data.packs)), Path(data.packs), ("corpus",)))
+    steps.append(Step(corpus_work(last, Path(data.corpus), ranks), Path(data.corpus), ("source",)))
+    steps.append(Step(pack_work(last, Path(data.packs), ranks), Path(data.packs), ("corpus",)))
     steps.append(Step(_weights(stage0, sources), Path(stage0.output), ("source",), stage0))
     before = steps[-1].work.name
     for recipe in stages:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.cluster import Work, queue
 from jobs.here import launch, visible_gpus
+from jobs.shared import by_mpiexec
 from jobs.sites import Site, find_site, time_minutes
 from onevision.errors import InputError
 
@@ -58,8 +59,11 @@ def start(work: Work, place: Place, show: Callable[[Any], None] = lambda value: 
         OneVisionError: as `jobs.here.launch` and `jobs.cluster.queue`.
     """
     if place.here:
-        ranks = place.ranks if work.needs == "nodes" else 1
-        show(launch(work.name, work.call, *work.args, log_folder=work.log_folder, processes=ranks))
+        call, args = work.call, work.args
+        if work.needs == "ranks" and work.ranks > 1:
+            call, args = by_mpiexec, (work.ranks, *args)
+        processes = place.ranks if work.needs == "nodes" else 1
+        show(launch(work.name, call, *args, log_folder=work.log_folder, processes=processes))
         return 0
     work = replace(work, minutes=place.minutes)
     job_id = queue(work, place.site)
@@ -69,7 +73,10 @@ def start(work: Work, place: Place, show: Callable[[Any], None] = lambda value: 
 
 def queued_line(work: Work, job_id: int, site: Site) -> str:
     """What a person wants to know of a job that was queued."""
-    size = f"{work.nodes} nodes x {site.ranks_per_node} ranks" if work.needs == "nodes" else "one node"
+    if work.needs == "nodes":
+        size = f"{work.nodes} nodes x {site.ranks_per_node} ranks"
+    else:
+        size = f"{work.ranks} ranks" if work.ranks > 1 else "one node"
     before = ", ".join(f"{name} (job {number})" for number, name in work.after.items())
     after = f", after {before}" if before else ""
     return f"{work.name}: queued as job {job_id} on {site.name}, {size}{after}; log {_short(work.records.log(job_id))}"

@@ -49,7 +49,7 @@ def script(recipe_file: Path, site: Site) -> str:
     values = parameters(work, site)
     executor.update_parameters(use_srun=False, comment=f"{recipe.output}")
     log = work.records.folder
-    srun = ["srun", "--unbuffered", f"--output={log}/%j_%t_log.out", *srun_options(site)]
+    srun = ["srun", "--unbuffered", f"--output={log}/%j_%t_log.out", *srun_options(site, site.cpus_per_task)]
     command = f'{shlex.join(srun)} {python_command(site, gpu=True)} -u -m jobs.task {recipe_file} "$@"'
     text = executor._make_submission_file_text(command, "")
     assert all(line in text for line in [*values["setup"], *values["teardown"]])

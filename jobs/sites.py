@@ -66,6 +66,7 @@ class Site:
     network_interface: str = ""  # for NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME
     scratch: str = "/tmp"  # node-local folder
     cpu_bind: str = ""  # srun --cpu-bind
+    mpi: str = "pmi2"  # srun --mpi for the ranks of data steps: what the MPI library under mpi4py speaks
     signal_seconds: int = 300  # before the time limit, to finish a step and save
     max_restarts: int = 3  # crashes without a new checkpoint in between, after which a job is not started again
     health: Health = field(default_factory=Health)

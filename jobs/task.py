@@ -65,7 +65,9 @@ def end_rank(record: Path, outcome: Outcome) -> None:
     """Leave the record of a bad end and exit with its code, which srun hands to the batch script."""
     if outcome.exit_code:
         leave_record(record, outcome.exit_code, outcome.message)
-        sys.exit(outcome.exit_code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(outcome.exit_code)  # what runs at a usual exit may wait for the other ranks (MPI_Finalize does)
 
 
 def _number(name: str) -> int:
