@@ -30,6 +30,7 @@ from benchmarks.slurm.whole import (
 from jobs.pipeline import pipeline_steps
 from jobs.place import Place, start
 from onevision.errors import InputError, OneVisionError
+from onevision.recipe import load_recipe, save_recipe
 
 RECIPES = Path("jobs/recipes/tiny16")
 PATH = "slurm"
@@ -58,12 +59,12 @@ def _check(lab: Lab, folder: Path, chosen: list[str], strict: bool) -> int:
     for step in pipeline_steps(RECIPES, [], {}, nodes=1)[:4]:
         with redirect_stdout(log):
             start(step.work, Place(here()))
-    recipe = RECIPES / "stage1_5.yaml"
-    settings = ("train.init_from=runs/tiny16/stage0", *SETTINGS)
+    recipe = folder / "stage1_5.yaml"
+    save_recipe(load_recipe(RECIPES / recipe.name, ["train.init_from=runs/tiny16/stage0"]), recipe)
 
     print("undisturbed run", flush=True)
     with redirect_stdout(log):
-        undisturbed = submit(lab, place, recipe, folder / "undisturbed", *settings)
+        undisturbed = submit(lab, place, recipe, folder / "undisturbed", *SETTINGS)
     undisturbed.wait_end()
     results = []
     for case in CASES:
@@ -71,7 +72,7 @@ def _check(lab: Lab, folder: Path, chosen: list[str], strict: bool) -> int:
             continue
         print(f"case: {case.name}", flush=True)
         with redirect_stdout(log):
-            run = submit(lab, place, recipe, folder / case.name.replace(" ", "-"), *settings, *case.settings)
+            run = submit(lab, place, recipe, folder / case.name.replace(" ", "-"), *SETTINGS, *case.settings)
             results.append(result(case, run, undisturbed.folder, disturb(case, run)))
     show(results)
     if chosen:
