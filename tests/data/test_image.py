@@ -12,7 +12,6 @@ from onevision.data.image import (
     ImageError,
     check_size,
     image_header,
-    image_size,
     patch_grid,
     smart_resize,
 )

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from onevision.data.decode.kernels import rows_first
 from onevision.data.decode.pillow import PillowDecoder, cut
-from onevision.data.image import PATCH, ImageError, open_image
+from onevision.data.image import PATCH, ImageError, image_size, open_image
 from onevision.errors import DataError, InputError
 
 BATCH = 32  # images at once
@@ -72,8 +73,14 @@ class DaliDecoder:
             )
             self._local.pipeline.build()
         pipeline = self._local.pipeline
+        between = []
+        for data, (rows, columns) in zip(images, grids, strict=True):
+            width, height = image_size(data)
+            tall, wide = rows * PATCH, columns * PATCH
+            between.append((tall, width) if rows_first(height, width, tall, wide) else (height, wide))
         try:
             pipeline.feed_input("encoded", [np.frombuffer(data, np.uint8) for data in images])
+            pipeline.feed_input("between", [np.array(size, np.float32) for size in between])
             pipeline.feed_input("size", [np.array(grid, np.float32) * PATCH for grid in grids])
             (batch,) = pipeline.run()
             return [np.array(image) for image in (batch if self._device is None else batch.as_cpu())]
@@ -90,6 +97,7 @@ def _resized(mixed: bool) -> Any:
     from nvidia.dali import fn, types
 
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    between = fn.external_source(name="between", dtype=types.FLOAT, ndim=1)
     size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
     pixels = fn.decoders.image(
         encoded,
@@ -98,6 +106,8 @@ def _resized(mixed: bool) -> Any:
         adjust_orientation=False,  # DALI would turn the image as EXIF says
         jpeg_fancy_upsampling=True,  # as libjpeg-turbo does
     )
+    # One side at a time, because Pillow rounds to bytes in between: at once a little too much differs by more than one.
+    pixels = fn.resize(pixels, size=between, interp_type=types.INTERP_CUBIC, antialias=True)
     return fn.resize(pixels, size=size, interp_type=types.INTERP_CUBIC, antialias=True)
 
 

@@ -26,6 +26,7 @@ LANES = 4 * STRIP  # bytes of a column of a strip
 AREA = PATCH * PATCH
 
 # The plan of one side: the first source place of each target place, and its weights, padded with zeros.
+_compiled = njit(nogil=True, cache=True, error_model="numpy")
 _helper = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
@@ -69,7 +70,7 @@ def plan(source, target):  # type: ignore[no-untyped-def]
     return first, weights
 
 
-@_helper
+@_compiled
 def rows_first(height, width, tall, wide):  # type: ignore[no-untyped-def]
     """Whether Pillow resizes rows before columns: not usual, but where that leaves it much less to do."""
     return tall < height and 2 * (width - wide) < height - tall
@@ -147,7 +148,7 @@ def write_row(pixels, r, y, scale, shift, line, out):  # type: ignore[no-untyped
                 target[place + i] = pairs[source + i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_compiled
 def resize_patches(pixels, rows, columns, scale, shift, out):  # type: ignore[no-untyped-def]
     """Resize to rows x columns patches, normalise, cut.
 
