@@ -28,6 +28,8 @@ import skimage
 import sklearn
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.results import Row, package_versions, write_results
@@ -142,6 +144,19 @@ def _differences(
     ]
 
 
+def show(rows: list[Row]) -> None:
+    """The table."""
+    table = Table(title="image to patches")
+    for column in ("what", "measure", "value", "beside it", "ratio", "goal"):
+        table.add_column(column)
+    for row in rows:
+        ratio = f"{row.ratio:.2f}" if row.ratio else ""
+        goal = row.goal if row.met else f"{row.goal} (not met)"
+        beside = f"{row.reference}: {row.reference_value:.3g}"
+        table.add_row(row.path, row.measure, f"{row.value:.3g} {row.unit}", beside, ratio, goal)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
 def main(arguments: list[str]) -> int:
     """Measure, write benchmarks/results/images.json; see the head comment."""
     given = dict(text.partition("=")[::2] for text in arguments)
@@ -151,11 +166,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"rounds={given['rounds']} is not a number of rounds")
     rows, versions = figures(int(given.get("rounds", "5")), given.get("fast", sys.executable))
     path = write_results("images", rows, versions)
-    for row in rows:
-        ratio = f" ({row.ratio:.2f}x)" if row.ratio else ""
-        beside = f"{row.reference}: {row.reference_value:.3g}"
-        mark = "" if row.met else "  NOT MET"
-        print(f"{row.path}: {row.measure}: {row.value:.3g} {row.unit}; {beside}{ratio}; goal {row.goal}{mark}")
+    show(rows)
     print(f"written to {path}")
     return 1 if given.get("strict") == "1" and not all(row.met for row in rows) else 0
 

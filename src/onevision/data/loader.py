@@ -134,7 +134,7 @@ class PackLoader:
         if error := next(filter(None, errors), None):
             shard = self.corpus.folder / index.shards[index.shard[row]]
             skipped = f"{shard}: sample {record.id} is not learned from: {error}"
-            target = np.zeros_like(target)
+            target, patches = np.zeros_like(target), np.zeros_like(patches)
         return Sample(
             row=row,
             category=int(index.category[row]),

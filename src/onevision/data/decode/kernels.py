@@ -1,13 +1,13 @@
 """Compiled code of the native decoder: antialiased bicubic resizing and patches in one pass over the pixels.
 
 Numba, because it needs no compiler where it is installed, uses the vector instructions of the processor that it finds
-itself on, and lets other Python threads run meanwhile. It compiles at the first call, for a few seconds, and keeps the
-result on disk.
+itself on, and lets other Python threads run meanwhile. It compiles at the first call on a kind of processor, for some
+seconds, and keeps the result on disk.
 
-The sums are Pillow's, bit for bit: weights with 22 binary places, columns before rows, a byte between the two. A pixel
-is four bytes, red, green, blue and one that nobody reads, so that it can be moved as one number. Inner loops run over
-neighbouring bytes with the same weight, which is what vectorises: for that, strips of `STRIP` rows are turned on their
-side before their columns are resized.
+The sums are those of Pillow 13, bit for bit: weights with 22 binary places, one side after the other in Pillow's order,
+a byte between the two. A pixel is four bytes, red, green, blue and one that nobody reads, so that it can be moved as
+one number. Inner loops run over neighbouring bytes with the same weight, which is what vectorises: for that, pieces of
+`STRIP` rows are turned on their side before their columns are resized.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from numba import njit
 from onevision.data.image import MERGE, PATCH, PATCH_VALUES
 
 PLACES = 22  # binary places of a weight
-STRIP = 32
+STRIP = 32  # rows whose columns are resized together
+BLOCK = 64  # columns that are made of a piece: it stays in the first cache
 TAPS = 6  # weights that are summed at once: all of them up to a shrinkage of 1.25
-LANES = 4 * STRIP  # bytes of a column of a strip
-BLOCK = 64
-LANE, TWO, THREE, FOUR, FIVE = (np.uint64(n * LANES) for n in range(1, 6))
+LANES = 4 * STRIP  # bytes of a column of a piece
 AREA = PATCH * PATCH
+# Places are unsigned: a signed index may count from the end, which is in the way of vectorising.
+LANE, TWO, THREE, FOUR, FIVE = (np.uint64(n * LANES) for n in range(1, 6))
 
-# The plan of one side: the first source place of each target place, and its weights, padded with zeros.
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 _helper = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_helper
-def cubic(distance):  # type: ignore[no-untyped-def]
+def cubic(distance: float) -> float:
     """Weight of a sample at a distance in samples: the cubic convolution with a = -0.5."""
     x = abs(distance)
     if x < 1.0:
@@ -44,7 +44,7 @@ def cubic(distance):  # type: ignore[no-untyped-def]
 
 
 @_helper
-def plan(source, target):  # type: ignore[no-untyped-def]
+def plan(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """First sample (intp [target]) and weights (int32 [target, a multiple of TAPS]) that make each target sample."""
     scale = source / target
     stretch = max(scale, 1.0)  # a shrinking filter is widened: that is the antialiasing
@@ -73,14 +73,26 @@ def plan(source, target):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def rows_first(height, width, tall, wide):  # type: ignore[no-untyped-def]
-    """Whether Pillow resizes rows before columns: not usual, but where that leaves it much less to do."""
+def rows_first(height: int, width: int, tall: int, wide: int) -> bool:
+    """Whether Pillow 13 resizes height before width, as found by trying: where that leaves it much less to do."""
     return tall < height and 2 * (width - wide) < height - tall
 
 
 @_helper
-def blend(source, starts, weights, place, sums, target, start, length):  # type: ignore[no-untyped-def]
-    """target[start + i] = the byte nearest to the sum over k of weights[place, k] * source[starts[k] + i]."""
+def blend(
+    source: np.ndarray,
+    starts: np.ndarray,
+    weights: np.ndarray,
+    place: int,
+    sums: np.ndarray,
+    target: np.ndarray,
+    start: np.uint64,
+    length: np.uint64,
+) -> None:
+    """target[start + i] = the byte nearest to the sum over k of weights[place, k] * source[starts[k] + i].
+
+    Sums are of 32 bits, which hold them; without the explicit np.int32 they would be of 64, at half the speed.
+    """
     half = np.int32(1 << (PLACES - 1))
     taps = weights.shape[1]
     for group in range(0, taps, TAPS):
@@ -103,7 +115,17 @@ def blend(source, starts, weights, place, sums, target, start, length):  # type:
 
 
 @_helper
-def resize_rows(source, first, weights, y, slots, starts, sums, target, r):  # type: ignore[no-untyped-def]
+def resize_rows(
+    source: np.ndarray,
+    first: np.ndarray,
+    weights: np.ndarray,
+    y: int,
+    slots: int,
+    starts: np.ndarray,
+    sums: np.ndarray,
+    target: np.ndarray,
+    r: int,
+) -> None:
     """Make row y of the target, in target[r], of source: uint32 [slots, W], source row n in slot n % slots."""
     width = source.shape[1]
     for k in range(weights.shape[1]):
@@ -113,14 +135,26 @@ def resize_rows(source, first, weights, y, slots, starts, sums, target, r):  # t
 
 
 @_helper
-def resize_columns(source, row, rows, first, weights, strip, turned, starts, sums, target, r):  # type: ignore[no-untyped-def]
-    """Resize rows row .. row + rows (at most STRIP) of source, uint32 [H, W], into target[r : r + rows]."""
+def resize_columns(
+    source: np.ndarray,
+    row: int,
+    rows: int,
+    first: np.ndarray,
+    weights: np.ndarray,
+    strip: np.ndarray,
+    turned: np.ndarray,
+    starts: np.ndarray,
+    sums: np.ndarray,
+    target: np.ndarray,
+    r: int,
+) -> None:
+    """Resize the columns of source[row : row + rows], uint32 [H, W], at most STRIP rows, into target[r : r + rows]."""
     half = np.int32(1 << (PLACES - 1))
     taps = weights.shape[1]
     lines, line = strip.reshape(-1).view(np.uint8), turned.reshape(-1).view(np.uint8)
     for begin in range(0, first.size, BLOCK):
         end = min(begin + BLOCK, first.size)
-        low, high = first[begin], min(first[end - 1] + taps, source.shape[1])
+        low, high = int(first[begin]), min(int(first[end - 1]) + taps, source.shape[1])
         for x in range(low, high):
             for n in range(rows):
                 strip[x - low, n] = source[row + n, x]
@@ -134,7 +168,7 @@ def resize_columns(source, row, rows, first, weights, strip, turned, starts, sum
                 for i in range(LANE):
                     total = p * lines[a + i] + q * lines[b + i] + s * lines[c + i]
                     total += t * lines[d + i] + u * lines[e + i] + v * lines[f + i]
-                    line[to + i] = min(max(np.int32(total + half) >> PLACES, 0), 255)
+                    line[to + i] = min(max(int(np.int32(total + half) >> PLACES), 0), 255)
             else:
                 for k in range(taps):
                     starts[k] = (first[x] - low + k) * LANES
@@ -145,7 +179,15 @@ def resize_columns(source, row, rows, first, weights, strip, turned, starts, sum
 
 
 @_helper
-def write_row(pixels, r, y, scale, shift, line, out):  # type: ignore[no-untyped-def]
+def write_row(
+    pixels: np.ndarray,
+    r: int,
+    y: int,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    line: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Normalise pixels[r], uint32 [.., W], and write it as row y of the image into its patches; line: float32 [W]."""
     wide = pixels.shape[1]
     across = wide // PATCH
@@ -167,7 +209,9 @@ def write_row(pixels, r, y, scale, shift, line, out):  # type: ignore[no-untyped
 
 
 @_compiled
-def resize_patches(pixels, rows, columns, scale, shift, out):  # type: ignore[no-untyped-def]
+def resize_patches(
+    pixels: np.ndarray, rows: int, columns: int, scale: np.ndarray, shift: np.ndarray, out: np.ndarray
+) -> None:
     """Resize to rows x columns patches, normalise, cut.
 
     Args:
@@ -181,7 +225,7 @@ def resize_patches(pixels, rows, columns, scale, shift, out):  # type: ignore[no
     first_x, weights_x = plan(width, wide)
     first_y, weights_y = plan(height, tall)
     taps_x, taps_y = weights_x.shape[1], weights_y.shape[1]
-    # Weights that are padding read what lies behind the last sample: it must exist, its value counts nothing.
+    # Weights that are padding read what lies behind the last sample: it must exist, its value counts for nothing.
     strip = np.zeros((int(BLOCK * (width / wide)) + 2 * taps_x + 2, STRIP), np.uint32)
     turned = np.empty((BLOCK, STRIP), np.uint32)
     starts = np.empty(max(taps_x, taps_y), np.uint64)
