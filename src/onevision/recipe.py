@@ -32,6 +32,7 @@ class DataRecipe:
     min_pixels: int = 3136  # 56 x 56
     max_pixels: int = 2_560_000  # 1600 x 1600
     shard_samples: int = 10_000  # samples a tar shard
+    decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     verify_images: bool = False  # decode every image once on import, not only its header
     reject_threshold: float = 0.01  # share of rejected records above which a step fails
     pack_seed: int = 0
@@ -122,6 +123,7 @@ class Recipe:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
+    "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
     "model.preset": ("tiny", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),

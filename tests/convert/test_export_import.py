@@ -23,7 +23,8 @@ from onevision.convert.exporting import export
 from onevision.convert.importing import import_exported
 from onevision.convert.tensors import INDEX_FILE, SafetensorsFolder
 from onevision.corpus.record import Message, Part
-from onevision.data.image import decode_image, image_patches
+from onevision.data.decode import image_patches
+from onevision.data.image import decode_image
 from onevision.data.template import encode, encode_prompt
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError, StorageError

@@ -16,7 +16,8 @@ from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Message, Part, Record
-from onevision.data.image import ImageError, image_patches
+from onevision.data.decode import image_patches
+from onevision.data.image import ImageError
 from onevision.errors import DataError, InputError
 from onevision.recipe import DataRecipe
 from onevision.steps import step_summary

@@ -8,7 +8,8 @@ import pytest
 
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.record import Record
-from onevision.data.image import image_patches, image_size
+from onevision.data.decode import image_patches
+from onevision.data.image import image_size
 from onevision.data.template import TEMPLATE_FINGERPRINT, encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError

@@ -16,7 +16,8 @@ from onevision.corpus.build import build_corpus
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Record
 from onevision.data.batch import PackedBatch
-from onevision.data.image import image_patches, image_size, patch_grid
+from onevision.data.decode import image_patches
+from onevision.data.image import image_size, patch_grid
 from onevision.data.loader import PackLoader
 from onevision.data.schedule import pack_ids
 from onevision.data.template import encode

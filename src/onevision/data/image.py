@@ -1,4 +1,4 @@
-"""Images: size from the header, the resize rule, and the patches that the vision tower reads.
+"""Images: size from the header, the resize rule, and pixels. Patches are made in onevision.data.decode.
 
 The numbers are those of Qwen2-VL's image processor with patch 14, merge 2 and temporal patch 1. The orientation that a
 camera notes in EXIF is ignored everywhere, so that the header alone tells the number of tokens.
@@ -29,8 +29,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
-_SCALE = (1.0 / (255.0 * np.array(STD))).astype(np.float32).reshape(3, 1)
-_SHIFT = (-np.array(MEAN) / np.array(STD)).astype(np.float32).reshape(3, 1)
+# A byte times SCALE plus SHIFT is the normalised value; float32 [3].
+SCALE = (1.0 / (255.0 * np.array(STD))).astype(np.float32)
+SHIFT = (-np.array(MEAN) / np.array(STD)).astype(np.float32)
 # What Pillow's decoders raise on broken files.
 _BROKEN = (
     OSError,
@@ -72,7 +73,7 @@ def image_header(data: bytes) -> ImageHeader:
     Raises:
         ImageError: image_undecodable.
     """
-    image = _open(data)
+    image = open_image(data)
     return ImageHeader(image.width, image.height, SUFFIXES[str(image.format)])
 
 
@@ -104,7 +105,15 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
         ImageError: image_undecodable.
     """
-    image = _open(data)
+    return to_rgb(open_image(data))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image, as `decode_image`.
+
+    Raises:
+        ImageError: image_undecodable.
+    """
     try:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             layer = image.convert("RGBA")
@@ -150,30 +159,12 @@ def patch_grid(width: int, height: int, min_pixels: int, max_pixels: int) -> tup
     return resized_height // PATCH, resized_width // PATCH
 
 
-def image_patches(data: bytes, min_pixels: int, max_pixels: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Decode, resize (antialiased bicubic), normalise, and cut into patches.
-
-    Returns:
-        float32 [h * w, 588], and the grid (1, h, w). A row is one patch, channel first (3, 14, 14). The rows come in
-        blocks of 2 x 2 patches: block row, block column, row in the block, column in the block.
+def open_image(data: bytes) -> Image.Image:
+    """Read the header with Pillow; pixels are decoded when they are asked for.
 
     Raises:
-        ImageError: image_undecodable, image_too_small, image_aspect.
+        ImageError: image_undecodable, of a header that promises gigabytes of pixels too.
     """
-    image = decode_image(data)
-    rows, columns = patch_grid(image.width, image.height, min_pixels, max_pixels)
-    size = (columns * PATCH, rows * PATCH)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)  # uint8 [H, W, 3]
-    blocks = pixels.reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
-    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, PATCH * PATCH).astype(np.float32)
-    patches *= _SCALE
-    patches += _SHIFT
-    return patches.reshape(rows * columns, PATCH_VALUES), (1, rows, columns)
-
-
-def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow only warns of a header that promises gigabytes of pixels.

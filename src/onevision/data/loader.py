@@ -16,7 +16,8 @@ import numpy as np
 
 from onevision.corpus.reader import CorpusReader
 from onevision.data.batch import PackedBatch, Sample, assemble
-from onevision.data.image import MERGE, PATCH_VALUES, ImageError, image_patches, patch_grid
+from onevision.data.decode import image_decoder
+from onevision.data.image import MERGE, PATCH_VALUES, patch_grid
 from onevision.data.schedule import deal, pack_ids
 from onevision.data.template import encode
 from onevision.data.tokenizer import Tokenizer
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class PackLoader:
-    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` threads (Pillow, NumPy and the
-    tokenizer work without the interpreter's lock)."""
+    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` threads (the decoder, NumPy and
+    the tokenizer work without the interpreter's lock)."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class PackLoader:
         self.corpus, self.packs, self.tokenizer, self.data = corpus, packs, tokenizer, data
         self.seed, self.global_batch_size, self.micro_batch_size = seed, global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.decoder = image_decoder(data.decoder)
         self._noted: set[str] = set()
 
     def batches(self, step: int) -> list[PackedBatch]:
@@ -128,13 +130,11 @@ class PackLoader:
                 "run `make corpus` again"
             )
         target, patches, skipped = encoded.target, np.zeros((sum(counts), PATCH_VALUES), np.float32), ""
-        try:
-            if counts:
-                np.concatenate([image_patches(image, *limits)[0] for image in record.images], out=patches)
-        except ImageError as error:
+        errors = self.decoder.patches(record.images, grids, patches)
+        if error := next(filter(None, errors), None):
             shard = self.corpus.folder / index.shards[index.shard[row]]
             skipped = f"{shard}: sample {record.id} is not learned from: {error}"
-            target = np.zeros_like(target)
+            target, patches = np.zeros_like(target), np.zeros_like(patches)
         return Sample(
             row=row,
             category=int(index.category[row]),

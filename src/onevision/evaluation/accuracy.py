@@ -14,7 +14,8 @@ import numpy as np
 
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Message
-from onevision.data.image import image_patches, patch_grid
+from onevision.data.decode import ImageDecoder, image_decoder
+from onevision.data.image import patch_grid
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.evaluation.generate import Prompt, generate
@@ -69,18 +70,26 @@ def normalise(answer: str) -> str:
     return answer.strip().rstrip(".。").strip().casefold()
 
 
-def prompt(question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data: DataRecipe) -> Prompt:
-    """The question as the model is asked it."""
+def prompt(
+    question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data: DataRecipe, decoder: ImageDecoder
+) -> Prompt:
+    """The question as the model is asked it.
+
+    Raises:
+        ImageError: an image of it cannot be decoded.
+    """
     index = corpus.index
     used = sum(part.type == "image" for message in question.messages for part in message.content)
     images = corpus.record(question.row).images[:used]
     first = index.image_start[question.row]
     sizes = zip(index.image_width[first : first + used], index.image_height[first : first + used], strict=True)
     grids = [patch_grid(int(width), int(height), data.min_pixels, data.max_pixels) for width, height in sizes]
-    decoded = [image_patches(image, data.min_pixels, data.max_pixels)[0] for image in images]
+    patches = np.zeros((sum(height * width for height, width in grids), PATCH_VALUES), np.float32)
+    if error := next(filter(None, decoder.patches(images, grids, patches)), None):
+        raise error
     return Prompt(
         encode_prompt(question.messages, tokenizer, [height * width // 4 for height, width in grids]),
-        np.concatenate(decoded) if decoded else np.zeros((0, PATCH_VALUES), np.float32),
+        patches,
         np.array([(1, height, width) for height, width in grids], np.int64).reshape(-1, 3),
     )
 
@@ -124,6 +133,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         InputError: corpus, tokenizer or checkpoint is missing or of another size.
     """
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
+    decoder = image_decoder(recipe.data.decoder)
     folder, content = checkpoint_files.find(checkpoint_path)
     checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
     inputs = {
@@ -132,6 +142,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         "tokenizer": tokenizer.fingerprint,
         "max_new_tokens": recipe.evaluation.max_new_tokens,
         "pixels": [recipe.data.min_pixels, recipe.data.max_pixels],
+        "decoder": recipe.data.decoder,
         "precision": recipe.train.precision,
     }
 
@@ -143,7 +154,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
             checkpoint.load_model(folder, content, model)
         model.eval()
         asked = questions(corpus)
-        prompts = (prompt(question, corpus, tokenizer, recipe.data) for question in asked)
+        prompts = (prompt(question, corpus, tokenizer, recipe.data, decoder) for question in asked)
         right: Counter[str] = Counter()
         with (
             (temporary / "answers.jsonl").open("w", encoding="utf-8") as file,

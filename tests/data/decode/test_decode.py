@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from onevision.data.decode import image_decoder, image_patches
+from onevision.data.image import ImageError, image_size, patch_grid
+from onevision.errors import DataError, InputError
+from tests.data.decode.cases import DECODERS, NO_DALI, decoder, encoded, oriented, photograph, steps, variants
+from tests.fixtures import image_bytes
+
+
+def reference(data: bytes, limits: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int]]:
+    processor = Qwen2VLImageProcessorPil(min_pixels=limits[0], max_pixels=limits[1], temporal_patch_size=1)
+    features = processor(Image.open(io.BytesIO(data)), return_tensors="np")
+    return features["pixel_values"], tuple(features["image_grid_thw"][0].tolist())
+
+
+@pytest.mark.parametrize("limits", [(3136, 2_560_000), (784, 28 * 28 * 6)])
+@pytest.mark.parametrize("name", variants())
+@pytest.mark.parametrize("decoder_name", ["native", "pillow"])
+def test_patches_are_those_of_the_qwen_processor(decoder_name: str, name: str, limits: tuple[int, int]) -> None:
+    data = variants()[name]
+    expected, expected_grid = reference(data, limits)
+    patches, grid = image_patches(data, *limits, decoder(decoder_name))
+    assert grid == expected_grid
+    assert patches.dtype == np.float32 and patches.shape == expected.shape
+    # Equal up to float32 rounding, far below the step of 1 / 255 / std = 0.0146 between two pixel values.
+    np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
+    assert patches.std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "limits"),
+    [
+        ("astronaut", None, (3136, 2_560_000)),  # about as it is
+        ("coffee", None, (784, 60_000)),  # down
+        ("retina", None, (784, 200_000)),
+        ("retina", None, (784, 50_000)),  # far down
+        ("china", (640, 480), (3136, 2_560_000)),
+        ("flower", (160, 120), (700_000, 2_560_000)),  # up
+        ("chelsea", (1200, 40), (3136, 2_560_000)),  # wide
+        ("chelsea", (30, 900), (784, 20_000)),  # tall
+        ("astronaut", (400, 900), (784, 150_000)),
+    ],
+)
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_photographs_within_the_tolerance(
+    decoder_name: str, name: str, size: tuple[int, int] | None, limits: tuple[int, int]
+) -> None:
+    data = photograph(name, size)
+    expected, expected_grid = reference(data, limits)
+    patches, grid = image_patches(data, *limits, decoder(decoder_name))
+    assert grid == expected_grid
+    difference = steps(patches, expected)
+    assert difference.mean() < 0.2
+    assert (difference > 1 + 1e-3).mean() < 5e-4
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_patch_order_by_hand(decoder_name: str) -> None:
+    # Each 14 x 14 patch has a colour of its own, no resizing: rows of the result must come block by block.
+    rows, columns = 4, 6
+    colours = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns) * 10
+    pixels = np.kron(colours, np.ones((14, 14), np.uint8))
+    image = Image.fromarray(np.stack([pixels, pixels // 2, np.zeros_like(pixels)], axis=-1))
+    order = [(2 * r + i, 2 * c + j) for r in range(2) for c in range(3) for i in range(2) for j in range(2)]
+    for format, options, near in (("PNG", {}, 0), ("JPEG", {"quality": 100, "subsampling": 0}, 2)):
+        patches, grid = image_patches(encoded(image, format, **options), 784, 2_560_000, decoder(decoder_name))
+        assert grid == (1, rows, columns)
+        red = np.rint((patches[:, 100] * 0.26862954 + 0.48145466) * 255).astype(int)
+        assert np.abs(red - [colours[place] for place in order]).max() <= near
+        green = np.rint((patches[:, 296] * 0.26130258 + 0.4578275) * 255).astype(int)
+        assert np.abs(green - [colours[place] // 2 for place in order]).max() <= near
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_orientation_of_the_camera_is_ignored(decoder_name: str) -> None:
+    image = Image.open(io.BytesIO(image_bytes(90, 40)))
+    plain, plain_grid = image_patches(oriented(image, 1), 784, 2_560_000, decoder(decoder_name))
+    for orientation in range(2, 9):
+        data = oriented(image, orientation)
+        assert image_size(data) == (90, 40)
+        turned, grid = image_patches(data, 784, 2_560_000, decoder(decoder_name))
+        assert grid == plain_grid and np.array_equal(turned, plain)
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_one_corrupt_image_costs_only_itself(decoder_name: str) -> None:
+    whole = image_bytes(90, 70, format="JPEG")
+    bad = [whole[: len(whole) // 2], b"", b"not an image", image_bytes(90, 70)[:-200], image_bytes(90, 70)[:30]]
+    images = [data for pair in zip([whole] * len(bad), bad, strict=True) for data in pair]
+    grids = [patch_grid(90, 70, 784, 2_560_000)] * len(images)
+    count = grids[0][0] * grids[0][1]
+    out = np.full((count * len(images), 588), np.nan, np.float32)
+    errors = decoder(decoder_name).patches(images, grids, out)
+    assert [bool(error) for error in errors] == [False, True] * len(bad)
+    assert all(error.reason == "image_undecodable" for error in errors if error)
+    alone, _ = image_patches(whole, 784, 2_560_000, decoder(decoder_name))
+    for n in range(len(images)):
+        part = out[n * count : (n + 1) * count]
+        assert not part.any() if n % 2 else np.array_equal(part, alone)
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_more_images_than_a_batch_of_many_sizes(decoder_name: str) -> None:
+    images = [image_bytes(30 + 7 * n, 200 - 4 * n, format="JPEG" if n % 5 else "PNG") for n in range(40)]
+    grids = [patch_grid(*image_size(data), 784, 20_000) for data in images]
+    out = np.empty((sum(rows * columns for rows, columns in grids), 588), np.float32)
+    assert decoder(decoder_name).patches(images, grids, out) == [None] * 40
+    expected = np.concatenate([image_patches(data, 784, 20_000, decoder(decoder_name))[0] for data in images])
+    assert np.array_equal(out, expected)
+    assert decoder(decoder_name).patches([], [], out[:0]) == []
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_threads_may_share_a_decoder(decoder_name: str) -> None:
+    images = [image_bytes(100 + n, 80, seed=n, format="JPEG") for n in range(8)]
+    expected = [image_patches(data, 784, 50_000, decoder(decoder_name))[0] for data in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda data: image_patches(data, 784, 50_000, decoder(decoder_name))[0], images * 5))
+    assert all(np.array_equal(one, two) for one, two in zip(found, expected * 5, strict=True))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("decoder_name", DECODERS)
+def test_a_good_header_with_a_broken_body_is_refused(decoder_name: str, format: str) -> None:
+    data = image_bytes(200, 160, format=format)
+    truncated = data[: len(data) // 2]
+    assert image_size(truncated) == (200, 160)
+    with pytest.raises(ImageError) as raised:
+        image_patches(truncated, 3136, 2_560_000, decoder(decoder_name))
+    assert raised.value.reason == "image_undecodable" and isinstance(raised.value, DataError)
+
+
+def outcome(name: str, data: bytes, grid: tuple[int, int]) -> tuple[str, np.ndarray]:
+    out = np.empty((grid[0] * grid[1], 588), np.float32)
+    (error,) = decoder(name).patches([data], [grid], out)
+    return str(error), out
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("decoder_name", DECODERS[::2])
+def test_truncated_at_any_byte_is_refused_as_pillow_refuses(
+    decoder_name: str, mode: str, options: dict[str, int]
+) -> None:
+    data = encoded(Image.open(io.BytesIO(image_bytes(40, 40))).convert(mode), "JPEG", **options)
+    refused = 0
+    for end in range(len(data) + 1):
+        error, out = outcome(decoder_name, data[:end], (2, 2))
+        expected_error, expected = outcome("pillow", data[:end], (2, 2))
+        assert error == expected_error
+        assert decoder_name != "native" or np.array_equal(out, expected)
+        refused += error != "None"
+    assert len(data) - 4 < refused <= len(data)
+
+
+@pytest.mark.parametrize("decoder_name", DECODERS[::2])
+def test_flipped_bits_are_judged_as_pillow_judges(decoder_name: str) -> None:
+    rng = np.random.default_rng(0)
+    files = [image_bytes(40, 40, format="JPEG"), variants()["jpeg RGB"], variants()["jpeg progressive"]]
+    accepted = 0
+    for n in range(600):
+        data = bytearray(files[n % 3])
+        for place in rng.integers(2, len(data), 1 + n % 4):
+            data[place] ^= 1 << int(rng.integers(8))
+        error, out = outcome(decoder_name, bytes(data), (2, 4))
+        expected_error, expected = outcome("pillow", bytes(data), (2, 4))
+        assert error == expected_error
+        accepted += error == "None"
+        assert decoder_name != "native" or np.array_equal(out, expected)
+    assert 100 < accepted < 600
+
+
+@given(
+    format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    end=st.floats(0.2, 1),
+)
+@settings(max_examples=400, deadline=None)
+def test_damaged_files_raise_nothing_else(format: str, changes: list[tuple[float, int]], end: float) -> None:
+    data = bytearray(image_bytes(24, 20, format=format))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    try:
+        patches, grid = image_patches(bytes(data[: int(end * len(data))]), 784, 50_000)
+    except ImageError:
+        return
+    assert patches.shape == (grid[1] * grid[2], 588)
+
+
+def test_sizes_without_a_sensible_grid_are_refused() -> None:
+    with pytest.raises(ImageError, match="7x90") as raised:
+        image_patches(image_bytes(7, 90), 3136, 2_560_000)
+    assert raised.value.reason == "image_too_small"
+
+
+def test_without_dali_the_message_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as if it were not installed
+    with pytest.raises(InputError, match="data.decoder=dali needs the package nvidia-dali-cuda130") as raised:
+        image_decoder("dali")
+    assert "\n" not in str(raised.value)
+
+
+@NO_DALI
+def test_without_a_gpu_mixed_is_refused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="data.decoder=dali_mixed needs a GPU"):
+        image_decoder("dali_mixed")
+
+
+def test_an_unknown_decoder_is_refused() -> None:
+    with pytest.raises(InputError, match="native, pillow, dali"):
+        image_decoder("opencv")
