@@ -57,18 +57,32 @@ def build_packs(
         DataError: more samples than `data.reject_threshold` allows are too long, or none is left.
         StorageError: the disk is full.
     """
-    output = Path(output)
+    corpus = CorpusIndex.open(data.corpus)
+    tokenizer = load_tokenizer(data.tokenizer)
+    check_attributes(corpus, length_attributes(data, tokenizer), "make corpus")
+    return pack_corpus(corpus, pack_attributes(corpus, data, tokenizer), data, Path(output), ranks, report)
+
+
+def pack_corpus(
+    corpus: CorpusIndex,
+    attributes: dict[str, str | int],
+    data: DataRecipe,
+    output: Path,
+    ranks: Ranks = ALONE,
+    report: Callable[[str], None] = print,
+) -> StepResult:
+    """As `build_packs`, for an opened corpus; `attributes` are those of `pack_attributes`.
+
+    Raises:
+        InputError, DataError, StorageError: as `build_packs`, but for what is wrong with the corpus itself.
+    """
+    if not len(corpus):
+        raise DataError(f"{corpus.path} holds no samples")
     if data.single_file and ranks.size > 1 and not h5py.get_config().mpi:
         raise InputError(
             f"data.single_file={data.single_file}: {ranks.size} ranks need an h5py that was built with MPI, h5py "
             f"{h5py.__version__} is not: set data.single_file=false, or pack with one process"
         )
-    corpus = CorpusIndex.open(data.corpus)
-    if not len(corpus):
-        raise DataError(f"{corpus.path} holds no samples")
-    tokenizer = load_tokenizer(data.tokenizer)
-    check_attributes(corpus, length_attributes(data, tokenizer), "make corpus")
-    attributes = pack_attributes(corpus, data, tokenizer)
     inputs = {**attributes, "reject_threshold": data.reject_threshold, "format_version": FORMAT_VERSION}
     if ranks.rank == 0:
         _forget_damaged(output, report)
