@@ -1,8 +1,9 @@
 """A synthetic corpus of any size, only its lengths: columns in `lengths.h5`, shaped like the published histogram.
 
-Of 5.52 million samples of stage 1.5, 4,127,403 have fewer than 1,024 tokens, 1,085,218 fewer than 2,048 and 308,112 more; the
-shortest has 36, the longest 8,187. Within these ranges the shape is assumed: log-normal, uniform and exponential. So is
-the share of image tokens: Beta(4, 2), one sample in twenty without images, one image of the pixel limit at most.
+Of 5.52 million samples of stage 1.5, 4,127,403 have fewer than 1,024 tokens, 1,085,218 fewer than 2,048 and 308,112
+more; the shortest has 36, the longest 8,187. Within these ranges the shape is assumed: log-normal, uniform and
+exponential. So is the share of image tokens: Beta(4, 2), one sample in twenty without images, and no more than an image
+of 1600 x 1600 pixels has.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def test_too_many_overlong_samples_fail_and_leave_the_old_packs(data: DataRecipe
     with pytest.raises(DataError) as caught:
         build_packs(replace(data, sequence_length=100), output)
     message = str(caught.value)
-    assert f"{long} of {SAMPLES} samples" in message and f"the longest of them has {corpus.lengths.max()} tokens" in message
+    assert f"{long} of {SAMPLES} samples" in message
+    assert f"the longest of them has {corpus.lengths.max()} tokens" in message
     assert f"(data.sequence_length=100: {long})" in message and "data.reject_threshold=0.1" in message
     assert "\n" not in message
     assert PackIndex.open(output).fingerprint == kept
