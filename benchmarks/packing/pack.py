@@ -2,7 +2,7 @@
 
     python -m benchmarks.packing.pack CORPUS OUTPUT [max_patches=…] [max_attention_cost=…] [part_samples=…]
 
-Rank 0 ends with one line of JSON: seconds, peak memory, bytes that this process sent and received over MPI, summary.
+Rank 0 ends with one line of JSON: seconds, peak memory of all ranks, bytes that one rank exchanges over MPI, summary.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def main(arguments: list[str]) -> None:
     index = Lengths.open(corpus)
     own = attributes(len(index), data.sequence_length, part_samples=part_samples, **_bounds(settings))
     result = pack_corpus(index, own, data, output, ranks, report=lambda line: None)  # type: ignore[arg-type]
+    seconds, sent = time.monotonic() - start, ranks.bytes
+    peaks = ranks.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)
     if ranks.rank == 0:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        facts = {"seconds": time.monotonic() - start, "peak_gb": peak, "bytes": ranks.bytes, "ranks": ranks.size}
+        facts = {"seconds": seconds, "peak_gb": sum(peaks), "bytes": sent, "ranks": ranks.size}
         print("\n" + json.dumps({**facts, "summary": result.summary}), flush=True)
 
 

@@ -2,7 +2,7 @@
 
 What is measured: the lag-1 autocorrelation, in the order of `packs.h5`, of each pack's longest sample and number of
 samples (both follow the lengths), tokens of each source, and samples of each category. The corpus is as unfavourable as
-can be: sources and categories are blocks of neighbouring rows. Shuffling the same packs 200 times gives the mean and the
+can be: sources and categories are blocks of neighbouring rows. Shuffling the same packs 200 times gives mean and
 spread of the autocorrelation of a random order, which is normal for so many packs. The order of the file is not
 distinguishable from a random one when its own autocorrelation is within that spread: a two-sided test at 1 % over all
 measures together (Bonferroni), with fixed seeds.
