@@ -67,7 +67,7 @@ def preflight(
     ]
     notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
     if site.gpu_memory_gb:
-        patches = None if inputs.packs is None else int(inputs.packs.patches.max())
+        patches = None if inputs.packs is None else inputs.packs.most_patches
         estimate = memory_estimate(recipe, ranks, patches)
         problems += memory_problems(recipe, site, estimate)
         notes += estimate.lines()

@@ -35,7 +35,11 @@ class DataRecipe:
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     verify_images: bool = False  # decode every image once on import, not only its header
     reject_threshold: float = 0.01  # share of rejected records above which a step fails
+    max_patches: int = 0  # image patches a pack at most: the memory of the vision tower; 0: any number
+    max_attention_cost: int = 0  # sum of squared sample lengths a pack at most; 0: any. With either, packs cost alike
     pack_seed: int = 0
+    pack_part_samples: int = 1_000_000  # samples that are packed together; ranks share the parts
+    single_file: bool = False  # packs.h5 holds its columns itself; several ranks need an h5py built with MPI for it
     workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
 
 
@@ -136,6 +140,9 @@ _MINIMUM: dict[str, float] = {
     "data.max_pixels": 28 * 28,
     "data.shard_samples": 1,
     "data.reject_threshold": 0,
+    "data.max_patches": 0,
+    "data.max_attention_cost": 0,
+    "data.pack_part_samples": 1,
     "data.workers": 0,
     "model.recompute_layers": 1,
     "optimizer.lr": 0,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from onevision.corpus.build import build_corpus
+from onevision.corpus.hdf5 import Column
 from onevision.corpus.index import CorpusIndex
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
-from onevision.packing.index import FILE, PackIndex, write_packs
+from onevision.packing.index import FILE, PackIndex, part_file, write_master, write_pack_part
 from onevision.recipe import DataRecipe
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
@@ -25,7 +26,10 @@ ATTRIBUTES: dict[str, str | int] = {
     "min_pixels": 3136,
     "max_pixels": 100_000,
     "sequence_length": 64,
+    "max_patches": 20,
+    "max_attention_cost": 0,
     "seed": 5,
+    "part_samples": 3,
 }
 COLUMNS = {
     "pack_start": np.array([0, 2, 3]),
@@ -36,38 +40,85 @@ COLUMNS = {
 }
 
 
+OTHER = {
+    "pack_start": np.array([0, 1]),
+    "sample": np.array([5]),
+    "tokens": np.array([9]),
+    "patches": np.array([4]),
+    "attention_cost": np.array([81]),
+}
+NONE = {name: values[:1] if name == "pack_start" else values[:0] for name, values in COLUMNS.items()}
+
+
+def write_packs(
+    folder: Path, *parts: dict[str, np.ndarray], attributes: dict[str, str | int] = ATTRIBUTES
+) -> str:
+    """Write part files and their master; returns the fingerprint."""
+    for number, columns in enumerate(parts):
+        write_pack_part(folder, number, columns)
+    write_master(folder, len(parts), attributes)
+    with h5py.File(folder / FILE) as file:
+        return str(file.attrs["fingerprint"])
+
+
 def test_columns_and_attributes_come_back(tmp_path: Path) -> None:
-    fingerprint = write_packs(tmp_path / FILE, COLUMNS, ATTRIBUTES)
+    fingerprint = write_packs(tmp_path, COLUMNS, NONE, OTHER)
     index = PackIndex.open(tmp_path)
-    for name, values in COLUMNS.items():
+    expected = {name: np.concatenate([COLUMNS[name], OTHER[name]]) for name in COLUMNS}
+    expected["pack_start"] = np.array([0, 2, 3, 4])
+    for name, values in expected.items():
         assert np.array_equal(getattr(index, name), values), name
     assert {name: getattr(index, name) for name in ATTRIBUTES} == ATTRIBUTES
-    assert (index.packs, index.samples, index.fingerprint) == (2, 3, fingerprint)
-    assert [index.samples_of(pack) for pack in range(2)] == [[4, 0], [2]]
-    with h5py.File(tmp_path / FILE) as file:
-        kinds = {name: file[name].dtype.str for name in COLUMNS}
-    assert kinds == {
-        "pack_start": "<i8", "sample": "<i8", "tokens": "<i4", "patches": "<i4", "attention_cost": "<i8"
-    }  # fmt: skip
+    assert (index.packs, index.samples, index.most_patches, index.fingerprint) == (3, 4, 16, fingerprint)
+    assert [index.samples_of(pack) for pack in range(3)] == [[4, 0], [2], [5]]
+    with h5py.File(tmp_path / FILE) as file:  # as anybody reads it
+        assert {name: file[name].dtype.str for name in COLUMNS} == {
+            "pack_start": "<i8", "sample": "<i8", "tokens": "<i4", "patches": "<i4", "attention_cost": "<i8"
+        }  # fmt: skip
+        for name, values in expected.items():
+            assert np.array_equal(file[name][()], values), name
+    with h5py.File(tmp_path / part_file(2)) as file:
+        assert {name: file[name][()].tolist() for name in OTHER} == {name: OTHER[name].tolist() for name in OTHER}
 
 
 def test_fingerprint_follows_columns_and_attributes(tmp_path: Path) -> None:
     fingerprints = {
-        write_packs(tmp_path / FILE, COLUMNS, ATTRIBUTES),
-        write_packs(tmp_path / FILE, COLUMNS | {"sample": np.array([0, 4, 2])}, ATTRIBUTES),
-        write_packs(tmp_path / FILE, COLUMNS, ATTRIBUTES | {"seed": 6}),
+        write_packs(tmp_path, COLUMNS),
+        write_packs(tmp_path, COLUMNS | {"sample": np.array([0, 4, 2])}),
+        write_packs(tmp_path, COLUMNS, attributes=ATTRIBUTES | {"seed": 6}),
+        write_packs(tmp_path, COLUMNS, OTHER),
     }
-    assert len(fingerprints) == 3
-    assert write_packs(tmp_path / FILE, COLUMNS, ATTRIBUTES) in fingerprints
+    assert len(fingerprints) == 4
+    assert write_packs(tmp_path, COLUMNS) in fingerprints
+
+
+def test_a_part_that_is_not_the_one_it_was(tmp_path: Path) -> None:
+    """HDF5 itself reads the place of a missing part as zeros."""
+    write_packs(tmp_path, COLUMNS, OTHER)
+    part = tmp_path / part_file(1)
+    whole = part.read_bytes()
+    part.unlink()
+    with h5py.File(tmp_path / FILE) as file:
+        assert file["tokens"][()].tolist() == [60, 64, 0]
+    with pytest.raises(DataError, match=r"packs-00001\.h5 is missing, packs\.h5 says \d+ bytes: run `make pack`"):
+        PackIndex.open(tmp_path)
+    part.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"packs-00001\.h5 has \d+ bytes, packs\.h5 says \d+: run `make pack`"):
+        PackIndex.open(tmp_path)
+    write_pack_part(tmp_path, 1, OTHER | {"sample": np.array([6])})
+    with pytest.raises(DataError, match=r"packs-00001\.h5 has fingerprint \w+, packs\.h5 says \w+: run `make pack`"):
+        PackIndex.open(tmp_path)
+    part.write_bytes(whole)
+    PackIndex.open(tmp_path)
 
 
 def test_missing_or_other_format(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"packs\.h5 does not exist: run `make pack`"):
         PackIndex.open(tmp_path)
-    write_packs(tmp_path / FILE, COLUMNS, ATTRIBUTES)
+    write_packs(tmp_path, COLUMNS)
     with h5py.File(tmp_path / FILE, "r+") as file:
         file.attrs["format_version"] = 99
-    with pytest.raises(InputError, match="has format 99, not 1"):
+    with pytest.raises(InputError, match="has format 99, not 2"):
         PackIndex.open(tmp_path)
 
 
@@ -76,21 +127,21 @@ def test_missing_or_other_format(tmp_path: Path) -> None:
     [
         {"pack_start": np.array([0, 2, 4])},
         {"pack_start": np.array([0, 3, 3])},
-        {"pack_start": np.array([1, 2, 3])},
         {"pack_start": np.array([0, 3])},
         {"tokens": np.array([60])},
-        {"sample": np.zeros(0), "pack_start": np.array([0]), "tokens": np.zeros(0)},
+        {"sample": np.array([4])},
+        NONE,
     ],
 )
 def test_columns_that_do_not_fit_each_other(tmp_path: Path, columns: dict[str, np.ndarray]) -> None:
-    write_packs(tmp_path / FILE, COLUMNS | columns, ATTRIBUTES)
+    write_packs(tmp_path, COLUMNS | columns)
     with pytest.raises(DataError, match=r"packs\.h5 is damaged .*run `make pack` again"):
         PackIndex.open(tmp_path)
 
 
 def test_truncated_or_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    write_packs(path, COLUMNS, ATTRIBUTES)
+    write_packs(tmp_path, COLUMNS)
     whole = path.read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -130,6 +181,9 @@ def test_packs_fit_the_corpus_they_were_made_for(made: tuple[DataRecipe, Tokeniz
         ("min_pixels", 3136, 784 * 5),
         ("max_pixels", 2_560_000, 100_000),
         ("sequence_length", 256, 512),
+        ("max_patches", 0, 2000),
+        ("max_attention_cost", 0, 30_000),
+        ("pack_part_samples", 1_000_000, 100),
         ("pack_seed", 0, 3),
     ],
 )
@@ -181,4 +235,4 @@ def test_rows_outside_the_corpus_are_damage(made: tuple[DataRecipe, Tokenizer], 
     sample = np.array(index.sample)
     sample[0] = len(corpus)
     with pytest.raises(DataError, match=r"rows [01] to 12 of a corpus of 12"):
-        replace(index, sample=sample).check_against(corpus, data, tokenizer)
+        replace(index, sample=Column([sample[:5], sample[5:]])).check_against(corpus, data, tokenizer)

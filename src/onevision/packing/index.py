@@ -3,12 +3,19 @@
     /pack_start      i8 [M + 1]  pack m holds sample[pack_start[m]:pack_start[m + 1]]
     /sample          i8 [N]      rows of the corpus
     /tokens          i4 [M]      real tokens of a pack, at most sequence_length
-    /patches         i4 [M]      image patches of a pack
-    /attention_cost  i8 [M]      sum of its squared sample lengths
-    attributes       format_version, packs, samples, corpus, tokenizer, template (fingerprints), min_pixels,
-                     max_pixels, sequence_length, seed, fingerprint
+    /patches         i4 [M]      image patches of a pack, at most max_patches where that is not 0
+    /attention_cost  i8 [M]      sum of its squared sample lengths, at most max_attention_cost where that is not 0
+    /parts/          name, bytes, fingerprint of each part file (only where there are part files)
+    attributes       format_version, packs, samples,
+                     corpus, tokenizer, template (fingerprints), min_pixels, max_pixels: the samples' lengths,
+                     sequence_length, max_patches, max_attention_cost, seed, part_samples: how they were packed,
+                     fingerprint: of all of this
 
-The columns are contiguous and are mapped into memory, so that processes share them and forking is safe.
+All columns but pack_start lie in part files beside it, `packs-00000.h5` and so on, each written by one process; in
+packs.h5 they are virtual datasets that show the parts one after the other, so that h5py reads it like any other file.
+A part file has the same columns (its pack_start counts its own samples) and its fingerprint as an attribute. With
+`data.single_file` the columns lie in packs.h5 itself. Columns are contiguous and are mapped into memory, so that
+processes share them and forking is safe.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from onevision.corpus.hdf5 import create, mapped
+from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, write_part
 from onevision.corpus.index import CorpusIndex
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import Tokenizer
@@ -30,12 +37,23 @@ from onevision.errors import DataError, InputError
 from onevision.fingerprint import bytes_digest, value_digest
 from onevision.recipe import DataRecipe
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "packs.h5"
-COLUMNS = {"pack_start": "<i8", "sample": "<i8", "tokens": "<i4", "patches": "<i4", "attention_cost": "<i8"}
+COLUMNS = {"sample": "<i8", "tokens": "<i4", "patches": "<i4", "attention_cost": "<i8"}
+START = "pack_start"
 AGAIN = "run `make pack` again"
 FINGERPRINTS = ("corpus", "tokenizer", "template", "fingerprint")
-NUMBERS = ("packs", "samples", "min_pixels", "max_pixels", "sequence_length", "seed")
+NUMBERS = (
+    "packs",
+    "samples",
+    "min_pixels",
+    "max_pixels",
+    "sequence_length",
+    "max_patches",
+    "max_attention_cost",
+    "seed",
+    "part_samples",
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +62,10 @@ class PackIndex:
 
     path: Path
     pack_start: NDArray[np.int64]  # [M + 1]
-    sample: NDArray[np.int64]  # [N]
-    tokens: NDArray[np.int32]  # [M]
-    patches: NDArray[np.int32]  # [M]
-    attention_cost: NDArray[np.int64]  # [M]
+    sample: Column  # int64 [N]
+    tokens: Column  # int32 [M]
+    patches: Column  # int32 [M]
+    attention_cost: Column  # int64 [M]
     corpus: str
     tokenizer: str
     template: str
@@ -56,20 +74,28 @@ class PackIndex:
     min_pixels: int
     max_pixels: int
     sequence_length: int
+    max_patches: int
+    max_attention_cost: int
     seed: int
+    part_samples: int
     fingerprint: str
 
     def samples_of(self, pack: int) -> list[int]:
         """Corpus rows of one pack, in the order in which they follow each other."""
-        return self.sample[self.pack_start[pack] : self.pack_start[pack + 1]].tolist()
+        return self.sample[int(self.pack_start[pack]) : int(self.pack_start[pack + 1])].tolist()
+
+    @property
+    def most_patches(self) -> int:
+        """Image patches of the pack that has most."""
+        return max(int(piece.max(initial=0)) for piece in self.patches.pieces)
 
     @classmethod
     def open(cls, folder: str | Path) -> PackIndex:
-        """Open the index of a packs folder and check that its columns fit each other.
+        """Open the index of a packs folder; check that its parts are there and that its columns fit each other.
 
         Raises:
             InputError: there is no packs.h5, or it has another format.
-            DataError: packs.h5 is damaged.
+            DataError: packs.h5 is damaged, or a part of it is missing or another one than it was.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -79,9 +105,15 @@ class PackIndex:
                 version = file.attrs["format_version"]
                 if version != FORMAT_VERSION:
                     raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                values: dict[str, Any] = {name: mapped(path, file[name]) for name in COLUMNS}
+                values: dict[str, Any] = {START: mapped(path, file[START])}
+                if "parts" in file:
+                    values |= open_parts(path, file, list(COLUMNS))
+                else:
+                    values |= {name: Column([mapped(path, file[name])]) for name in COLUMNS}
                 values |= {name: str(file.attrs[name]) for name in FINGERPRINTS}
                 values |= {name: int(file.attrs[name]) for name in NUMBERS}
+        except DataError as error:
+            raise DataError(f"{error}: {AGAIN}") from None
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
         index = cls(path=path, **values)
@@ -96,7 +128,8 @@ class PackIndex:
             DataError: a row number is not in the corpus.
         """
         check_attributes(self, pack_attributes(corpus, data, tokenizer), "make pack")
-        lowest, highest = self.sample.min(), self.sample.max()
+        pieces = [piece for piece in self.sample.pieces if len(piece)]
+        lowest, highest = min(piece.min() for piece in pieces), max(piece.max() for piece in pieces)
         if lowest < 0 or highest >= len(corpus):
             raise DataError(
                 f"{self.path} is damaged (rows {lowest} to {highest} of a corpus of {len(corpus)}): {AGAIN}"
@@ -125,7 +158,10 @@ def pack_attributes(corpus: CorpusIndex, data: DataRecipe, tokenizer: Tokenizer)
     return {
         **length_attributes(data, tokenizer),
         "sequence_length": data.sequence_length,
+        "max_patches": data.max_patches,
+        "max_attention_cost": data.max_attention_cost,
         "seed": data.pack_seed,
+        "part_samples": data.pack_part_samples,
         "corpus": corpus.fingerprint,
     }
 
@@ -144,18 +180,46 @@ def check_attributes(index: CorpusIndex | PackIndex, ours: Mapping[str, str | in
             )
 
 
-def write_packs(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapping[str, str | int]) -> str:
-    """Write `packs.h5` from its columns (named as in `COLUMNS`).
+def part_file(part: int) -> str:
+    """Name of a part file."""
+    return f"packs-{part:05d}.h5"
 
-    Returns:
-        The fingerprint of the packs: of all columns and attributes.
+
+def write_pack_part(folder: Path, part: int, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write a part file from its columns: pack_start (from 0) and those of `COLUMNS`; there may be no packs.
+
+    Raises:
+        OSError: as any write.
     """
-    typed = {name: np.ascontiguousarray(columns[name], dtype=dtype) for name, dtype in COLUMNS.items()}
+    typed = {name: np.ascontiguousarray(columns[name], dtype) for name, dtype in {START: "<i8", **COLUMNS}.items()}
     digests = {name: bytes_digest(values.tobytes()) for name, values in typed.items()}
-    fingerprint = value_digest([FORMAT_VERSION, dict(attributes), digests])
-    with create(path) as file:
-        for name, values in typed.items():
-            file.create_dataset(name, data=values)
-        counts = {"packs": len(typed["tokens"]), "samples": len(typed["sample"])}
-        file.attrs.update(attributes, **counts, format_version=FORMAT_VERSION, fingerprint=fingerprint)
-    return fingerprint
+    attributes = {"format_version": FORMAT_VERSION, "part": part, "fingerprint": value_digest(digests)}
+    write_part(folder / part_file(part), typed, attributes)
+
+
+def write_master(folder: Path, parts: int, attributes: Mapping[str, str | int]) -> None:
+    """Write `packs.h5` over the part files of a folder; `attributes` are those of `pack_attributes`.
+
+    The fingerprint is of the attributes and of all columns part by part: the same for one file as for many.
+
+    Raises:
+        OSError: as any write.
+    """
+    names = [part_file(part) for part in range(parts)]
+    starts, samples, fingerprints = [np.zeros(1, np.int64)], 0, []
+    for name in names:
+        with h5py.File(folder / name, "r") as source:
+            starts.append(source[START][1:] + samples)
+            samples += len(source["sample"])
+            fingerprints.append(str(source.attrs["fingerprint"]))
+    pack_start = np.concatenate(starts)
+    with create(folder / FILE) as file:
+        file.create_dataset(START, data=pack_start)
+        add_parts(file, folder, names, list(COLUMNS))
+        file.attrs.update(
+            attributes,
+            packs=len(pack_start) - 1,
+            samples=samples,
+            format_version=FORMAT_VERSION,
+            fingerprint=value_digest([FORMAT_VERSION, dict(attributes), fingerprints]),
+        )

@@ -1,0 +1,53 @@
+"""`make bench-packing`: the solver, its packs, the step and its files, beside peers and physical limits of the same run.
+
+    python -m benchmarks.packing [samples=85000000] [strict=1] [folder=…]
+
+Figures and goals are printed as a table and written to benchmarks/results/packing.json. With strict=1 an unmet goal
+gives exit code 1. The corpus and its packs are written below `folder` (default: the system's temporary folder) and
+removed at the end. Rates of code on one core are by CPU time; what waits for disks or ranks is by the clock.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.packing import cases, synthetic
+from benchmarks.results import Row, package_versions, write_results
+
+
+def main(arguments: list[str]) -> int:
+    """Run all cases; see the head comment."""
+    settings = dict(text.split("=", 1) for text in arguments)
+    samples = int(settings.get("samples", 85_000_000))
+    with tempfile.TemporaryDirectory(prefix="onevision-packing-", dir=settings.get("folder")) as name:
+        folder = Path(name)
+        print(f"input: the lengths of {samples:,} samples", flush=True)
+        synthetic.write(folder / "corpus", samples)
+        rows: list[Row] = []
+        for case in cases.CASES:
+            print(f"case: {(case.__doc__ or '').splitlines()[0]}", flush=True)
+            rows += case(folder)
+    show(rows)
+    path = write_results("packing", rows, package_versions("numpy", "numba", "h5py", "mpi4py", "mpich", "trl"))
+    print(f"{sum(row.met for row in rows)} of {len(rows)} goals met; written to {path}")
+    return 1 if settings.get("strict") == "1" and not all(row.met for row in rows) else 0
+
+
+def show(rows: list[Row]) -> None:
+    """The table."""
+    table = Table(title="packing")
+    for column in ("what", "measure", "value", "beside it", "goal"):
+        table.add_column(column)
+    for row in rows:
+        value = f"{row.value:,.6g} {row.unit}" + ("" if row.met else " (not met)")
+        table.add_row(row.path, row.measure, value, f"{row.reference}: {row.reference_value:,.6g}", row.goal)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
