@@ -16,7 +16,7 @@ from jobs.slurm import Partition
 from onevision.errors import InputError, OneVisionError
 from onevision.model.layout import training_problems
 from onevision.recipe import Recipe
-from onevision.training.inputs import INPUT_NAMES, check_inputs
+from onevision.training.inputs import check_inputs, input_names, input_paths
 from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
 from onevision.training.run import conflict
 
@@ -67,7 +67,7 @@ def preflight(
     ]
     notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
     if site.gpu_memory_gb:
-        patches = None if inputs.packs is None else inputs.packs.most_patches
+        patches = max((packs.most_patches for packs in inputs.packs), default=None)
         estimate = memory_estimate(recipe, ranks, patches)
         problems += memory_problems(recipe, site, estimate)
         notes += estimate.lines()
@@ -88,17 +88,10 @@ def preflight(
 
 def waiting_keys(recipe: Recipe, waits_for: Collection[str]) -> set[str]:
     """Keys of the recipe's inputs that lie in one of the folders `waits_for`."""
-    data = recipe.data
-    inputs = {
-        "data.tokenizer": data.tokenizer,
-        "data.corpus": data.corpus,
-        "data.packs": data.packs,
-        "train.init_from": recipe.train.init_from,
-    }
     folders = [Path(folder).absolute() for folder in waits_for]
     return {
         key
-        for key, path in inputs.items()
+        for key, path in input_paths(recipe).items()
         if path and any(Path(path).absolute().is_relative_to(folder) for folder in folders)
     }
 
@@ -141,7 +134,7 @@ def run_problems(recipe: Recipe, fingerprints: dict[str, str]) -> list[str]:
     if not recipe.output:
         return ["output is empty: name the run folder with output=runs/NAME"]
     try:
-        problem = conflict(recipe, fingerprints, unknown=INPUT_NAMES - set(fingerprints))
+        problem = conflict(recipe, fingerprints, unknown=input_names(recipe) - set(fingerprints))
     except OneVisionError as error:
         problem = str(error)
     return [problem] if problem else []

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.packing import peers, runs
 from benchmarks.packing.synthetic import Lengths, attributes, draw
 from benchmarks.results import Row
-from onevision.data.loader import PATCH_COST
-from onevision.data.schedule import deal, pack_ids
+from onevision.data.schedule import PATCH_COST, deal, pack_ids
 from onevision.packing.balanced import Bounds, solve_bounded
 from onevision.packing.draws import stream
 from onevision.packing.index import COLUMNS, PackIndex, write_master, write_pack_part

@@ -7,10 +7,12 @@ the run folder, and a run can be started from that file alone.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,12 +23,25 @@ from onevision.files import write_text
 
 
 @dataclass(frozen=True)
+class MixtureEntry:
+    """A corpus with its packs, one source of a mixture. Either every entry has a weight, or none has."""
+
+    corpus: str = ""
+    packs: str = ""
+    shards: str = ""  # as data.shards
+    weight: float = 0.0  # packs that are read of it, in proportion to the other entries' weights
+    epochs: float = 0.0  # without weights: how often it is read while an entry with epochs=1 is read once; 0 is 1
+
+
+@dataclass(frozen=True)
 class DataRecipe:
     """What is imported, measured, packed and read. Paths may be relative to the working folder."""
 
     source: str = ""  # folder with records.jsonl and its images (the import step reads it)
     corpus: str = ""  # output of the corpus step: shards and corpus.h5
     packs: str = ""  # output of the pack step: packs.h5
+    shards: str = ""  # folder or URL (s3://bucket/corpus) of the tar shards where they are not beside corpus.h5
+    mixture: list[MixtureEntry] = field(default_factory=list)  # what training reads; empty: corpus and packs above
     tokenizer: str = ""  # folder with tokenizer.json
     sequence_length: int = 8192  # T, tokens a pack
     min_pixels: int = 3136  # 56 x 56
@@ -34,13 +49,14 @@ class DataRecipe:
     shard_samples: int = 10_000  # samples a tar shard
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     verify_images: bool = False  # decode every image once on import, not only its header
-    reject_threshold: float = 0.01  # share of rejected records above which a step fails
+    reject_threshold: float = 0.01  # share of rejected records, or of damaged samples read, above which a step fails
     max_patches: int = 0  # image patches a pack at most: the memory of the vision tower; 0: any number
     max_attention_cost: int = 0  # sum of squared sample lengths a pack at most; 0: any. With either, packs cost alike
     pack_seed: int = 0
     pack_part_samples: int = 1_000_000  # samples that are packed together; ranks share the parts
     single_file: bool = False  # packs.h5 holds its columns itself; several ranks need an h5py built with MPI for it
     workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
+    prefetch_packs: int = 16  # packs that a rank decodes ahead, rounded up to whole steps; up to 77 MB each at 8,192
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.precision": ("bf16", "fp32", "fp8"),
 }
 MODULES = ("vision", "adapter", "language")
+ENTRY_LISTS = ("data.mixture",)  # keys whose value is a list of sections
 
 _MINIMUM: dict[str, float] = {
     "data.sequence_length": 16,
@@ -144,6 +161,7 @@ _MINIMUM: dict[str, float] = {
     "data.max_attention_cost": 0,
     "data.pack_part_samples": 1,
     "data.workers": 0,
+    "data.prefetch_packs": 1,
     "model.recompute_layers": 1,
     "optimizer.lr": 0,
     "optimizer.min_lr": 0,
@@ -210,16 +228,19 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
 
 
-def known_keys(node: Any = Recipe, prefix: str = "") -> list[str]:
-    """All dotted keys of the tree, sections included."""
-    keys = []
+@cache
+def known_keys(node: Any = Recipe, prefix: str = "") -> tuple[str, ...]:
+    """All dotted keys of the tree, sections included. Those of a list's entries have no number: data.mixture.weight."""
+    keys: list[str] = []
+    types = get_type_hints(node)
     for entry in fields(node):
         key = f"{prefix}{entry.name}"
         keys.append(key)
-        factory = entry.default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
-            keys += known_keys(factory, f"{key}.")
-    return keys
+        kind = types[entry.name]
+        section = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+        if section is not None:
+            keys += known_keys(section, f"{key}.")  # type: ignore[arg-type]  # classes are hashable
+    return tuple(keys)
 
 
 def _first_line(error: Exception) -> str:
@@ -249,7 +270,12 @@ def _check_keys(tree: Any, where: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
             _check_key(key, where)
-            if isinstance(value, dict):
+            if key in ENTRY_LISTS:
+                if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+                    raise InputError(f"{where}: {key} is not a list of entries with values of their own")
+                for entry in value:
+                    walk(entry, f"{key}.")
+            elif isinstance(value, dict):
                 walk(value, f"{key}.")
             elif any(known.startswith(f"{key}.") for known in known_keys()):
                 raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
@@ -305,6 +331,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     data, optimizer, train = recipe.data, recipe.optimizer, recipe.train
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}")
+    problems += _mixture_problems(data.mixture)
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
     for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):
@@ -315,6 +342,25 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
         )
+    return problems
+
+
+def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:
+    problems = []
+    for number, entry in enumerate(entries):
+        key = f"data.mixture[{number}]"
+        problems += [f"{key}.{name} is empty" for name in ("corpus", "packs") if not getattr(entry, name)]
+        for name in ("weight", "epochs"):
+            if not 0 <= getattr(entry, name) < math.inf:
+                problems.append(f"{key}.{name}={getattr(entry, name)} must be a number of at least 0")
+        if entry.weight and entry.epochs:
+            problems.append(f"{key} has both weight={entry.weight} and epochs={entry.epochs}: give one of them")
+        if any(entry.packs == other.packs for other in entries[:number]):
+            problems.append(f"{key}.packs={entry.packs!r} is named before: one entry has its whole weight")
+    if any(entry.weight for entry in entries):
+        for number, entry in enumerate(entries):
+            if not entry.weight:
+                problems.append(f"data.mixture[{number}] has no weight and others have: give every entry one, or none")
     return problems
 
 

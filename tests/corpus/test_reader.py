@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from onevision.corpus import reader as module
-from onevision.corpus.reader import CorpusReader
+from onevision.corpus import store as module
+from onevision.corpus.reader import CorpusReader, DamagedSample
 from onevision.corpus.record import Record
 from onevision.errors import DataError
 
@@ -73,15 +73,17 @@ def test_changed_bytes_are_found(corpus: Path, records: list[Record]) -> None:
 
 def test_a_shard_that_is_cut_while_open_is_found(corpus: Path) -> None:
     reader = CorpusReader(corpus)
-    offset = int(reader.index.json_offset[22])
+    (entry,) = reader.entries([22])
+    first = min(offset for offset, _ in (entry.text, *entry.images))
     with (corpus / "shard-000004.tar").open("r+b") as file:
-        file.truncate(offset + 5)
-    with pytest.raises(DataError, match=rf"shard-000004\.tar at byte {offset}: 5 of \d+ bytes are there.*make corpus"):
+        file.truncate(entry.text[0] + 5)
+    found = rf"{entry.text[0] + 5 - first} of \d+ bytes are there; run `make corpus` again"
+    with pytest.raises(DamagedSample, match=rf"shard-000004\.tar at byte {first}: {found}"):
         reader.record(22)
 
 
 def test_a_shard_that_is_gone_is_named(corpus: Path) -> None:
     reader = CorpusReader(corpus)
     (corpus / "shard-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"shard-000000\.tar at byte \d+: No such file"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar at byte \d+ cannot be read: No such file"):
         reader.record(0)

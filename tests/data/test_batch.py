@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onevision.data.batch import PackedBatch, Sample, assemble
+from onevision.data.batch import BatchLayout, Outline, PackedBatch
+from onevision.data.buffers import Buffers
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 from tests.fixtures import tiny_tokenizer
 
 T = 48
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An encoded sample with random patches."""
+
+    row: int
+    category: int
+    ids: np.ndarray
+    target: np.ndarray
+    patches: np.ndarray
+    grids: tuple[tuple[int, int], ...]
+
+
+def assemble(packs: list[list[Sample]], sequence_length: int, tokenizer: Tokenizer) -> PackedBatch:
+    """The batch into whose rooms these samples were written."""
+    outlines = [[Outline(s.row, s.category, len(s.ids), s.grids) for s in pack] for pack in packs]
+    layout = BatchLayout(outlines, sequence_length, tokenizer, Buffers(1000, 588))
+    for sample, room in zip((s for pack in packs for s in pack), layout.rooms, strict=True):
+        room.ids[:], room.target[:], room.patches[:] = sample.ids, sample.target, sample.patches
+    return layout.finish()
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +54,7 @@ def make_sample(tokenizer: Tokenizer, row: int, length: int, images: int, rng: n
     target = rng.random(length) < 0.5
     target[places] = False
     patches = rng.random((4 * images, 588), np.float32)
-    grid = np.tile(np.array([[1, 2, 2]]), (images, 1)).reshape(-1, 3)
-    return Sample(row, row % 3, ids, target, patches, grid)
+    return Sample(row, row % 3, ids, target, patches, ((2, 2),) * images)
 
 
 def make_packs(tokenizer: Tokenizer, lengths: list[list[int]], seed: int = 0) -> list[list[Sample]]:
@@ -122,7 +145,7 @@ def test_image_tokens_without_patches_are_refused(tokenizer: Tokenizer) -> None:
     packs[0][0].ids[0] = tokenizer.image_pad
     packs[0][0].ids[1:] = 20
     packs[0][1].ids[:] = tokenizer.image_pad
-    with pytest.raises(DataError, match=r"corpus rows \[1000, 1001\] have 6 image tokens for 12 patches"):
+    with pytest.raises(DataError, match=r"samples \[1000, 1001\] have 6 image tokens for 12 patches"):
         assemble(packs, T, tokenizer)
 
 
@@ -134,3 +157,18 @@ def test_to_moves_every_tensor_and_keeps_the_rest(tokenizer: Tokenizer) -> None:
             assert value.device.type == "meta", name
         else:
             assert value == getattr(batch, name)
+
+
+def test_a_sample_that_is_left_blank_keeps_its_place_and_is_not_learned_from(tokenizer: Tokenizer) -> None:
+    outlines = [Outline(7, 1, 9, ((2, 2), (2, 4))), Outline(8, 0, 4, ())]
+    layout = BatchLayout([outlines], T, tokenizer, Buffers(12, 588))
+    for room in layout.rooms:
+        room.target[:] = True
+        room.patches[:] = np.nan
+        room.leave_blank(tokenizer)
+    batch = layout.finish(["the first", "the second"])
+    assert batch.tokens.tolist() == [tokenizer.image_pad] * 3 + [tokenizer.endoftext] * (T - 3)
+    assert batch.image_slots.tolist() == [0, 1, 2] and torch.equal(batch.patches, torch.zeros(12, 588))
+    assert batch.loss_mask.sum() == 0 and batch.labels.sum() == 0
+    assert batch.cu_seqlens.tolist() == [0, 9, T] and batch.sample_lengths.tolist() == [9, 4]
+    assert (batch.skipped, batch.notes) == (2, ("the first", "the second"))

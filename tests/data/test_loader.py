@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,26 +20,26 @@ from onevision.data.batch import PackedBatch
 from onevision.data.decode import image_patches
 from onevision.data.image import image_size, patch_grid
 from onevision.data.loader import PackLoader
-from onevision.data.schedule import pack_ids
 from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import PackIndex
-from onevision.recipe import DataRecipe
+from onevision.recipe import DataRecipe, MixtureEntry
+from onevision.training.inputs import open_sources
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
 SAMPLES = 70
 T = 512
 
 
-def build(root: Path, records: list[Record]) -> DataRecipe:
+def build(root: Path, records: list[Record], shard_samples: int = 25) -> DataRecipe:
     """A corpus and packs of these records below `root`."""
     tiny_tokenizer(root / "tokenizer")
     write_records(root / "records", records)
     data = DataRecipe(
         source=str(root / "records"), corpus=str(root / "corpus"), packs=str(root / "packs"),
-        tokenizer=str(root / "tokenizer"), sequence_length=T, shard_samples=25, workers=0, max_pixels=60_000,
+        tokenizer=str(root / "tokenizer"), sequence_length=T, shard_samples=shard_samples, workers=0, max_pixels=60_000,
     )  # fmt: skip
     build_corpus(data, data.corpus)
     build_packs(data, data.packs)
@@ -56,8 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataRecipe:
 
 def loader_of(data: DataRecipe, **options: int) -> PackLoader:
     options = {"seed": 3, "global_batch_size": 4, "micro_batch_size": 1, **options}
-    parts = CorpusReader(data.corpus), PackIndex.open(data.packs), load_tokenizer(data.tokenizer)
-    return PackLoader(*parts, data, **options)
+    return PackLoader(open_sources(data), load_tokenizer(data.tokenizer), data, **options)
 
 
 def assert_same(one: list[PackedBatch], other: list[PackedBatch]) -> None:
@@ -77,19 +77,20 @@ def rows(batches: list[PackedBatch]) -> list[int]:
 
 def test_corpus_length_is_encoded_length_is_segment_length(data: DataRecipe) -> None:
     loader = loader_of(data, global_batch_size=1)
-    packs, index = loader.packs, loader.corpus.index
+    (source,) = loader.sources.sources
+    packs, index = source.packs, source.corpus.index
     seen = []
     for step in range(packs.packs):
         (batch,) = loader.batches(step)
         lengths = batch.cu_seqlens.diff()
         assert torch.equal(lengths[:-1].long(), batch.sample_lengths[:-1])  # the last also holds the filling
-        (pack,) = pack_ids(step, packs.packs, 1, loader.seed).tolist()
+        (pack,) = loader.mixture.at(step, 1)[1].tolist()
         assert batch.sample_ids.tolist() == packs.samples_of(pack)
         assert batch.real_tokens == packs.tokens[pack]
         assert len(batch.patches) == packs.patches[pack]
         assert (batch.sample_lengths**2).sum() == packs.attention_cost[pack]
         for s, row in enumerate(batch.sample_ids.tolist()):
-            record = loader.corpus.record(row)
+            record = source.corpus.record(row)
             sizes = [image_size(image) for image in record.images]
             grids = [patch_grid(*size, data.min_pixels, data.max_pixels) for size in sizes]
             encoded = encode(record, loader.tokenizer, [h * w // 4 for h, w in grids])
@@ -113,7 +114,7 @@ def test_patches_are_those_of_the_images_in_the_order_of_the_slots(data: DataRec
             expected = [
                 image_patches(image, data.min_pixels, data.max_pixels)
                 for row in batch.sample_ids.tolist()
-                for image in loader.corpus.record(row).images
+                for image in loader.sources.sources[0].corpus.record(row).images
             ]
             assert np.array_equal(batch.patches.numpy(), np.concatenate([patches for patches, _ in expected]))
             assert batch.grid_thw.tolist() == [list(grid) for _, grid in expected]
@@ -183,11 +184,12 @@ def test_a_corrupt_image_masks_its_sample_only(
 ) -> None:
     data, name = broken
     loader = loader_of(replace(data, workers=workers), global_batch_size=2)
-    index = loader.corpus.index
+    (source,) = loader.sources.sources
+    index = source.corpus.index
     bad = index.id[:].tolist().index(name.encode())
     epochs = 3
     with caplog.at_level(logging.WARNING):
-        batches = [b for step in loader.iterate(0, -(-epochs * loader.packs.packs // 2)) for b in step]
+        batches = [b for step in loader.iterate(0, -(-epochs * source.packs.packs // 2)) for b in step]
     assert sum(batch.skipped for batch in batches) >= epochs
     for batch in batches:
         assert batch.skipped == batch.sample_ids.tolist().count(bad)
@@ -206,17 +208,123 @@ def test_a_corrupt_image_masks_its_sample_only(
     assert "\n" not in warnings[0]
 
 
+def damage(data: DataRecipe, row: int, member: str) -> str:
+    """Flip a bit of a sample's JSON or last image; returns the shard's path."""
+    corpus = CorpusReader(data.corpus)
+    (entry,) = corpus.entries([row])
+    offset, size = entry.text if member == "json" else entry.images[-1]
+    path = Path(data.corpus) / entry.shard
+    with path.open("r+b") as file:
+        file.seek(offset + size // 2)
+        byte = file.read(1)
+        file.seek(offset + size // 2)
+        file.write(bytes([byte[0] ^ 1]))
+    return str(path)
+
+
+@pytest.mark.parametrize("member", ["json", "image"])
+def test_a_sample_whose_bytes_were_changed_is_blank_and_the_others_are_what_they_were(
+    tmp_path: Path, member: str
+) -> None:
+    data = build(tmp_path, [sample_record(i, images=1 + i % 2) for i in range(12)])
+    whole = loader_of(data).batches(0) + loader_of(data).batches(1)
+    bad = rows(whole)[1]
+    shard = damage(data, bad, member)
+    loader = loader_of(data)
+    found = loader.batches(0) + loader.batches(1)
+    for before, after in zip(whole, found, strict=True):
+        hit = bad in before.sample_ids.tolist()
+        assert after.skipped == before.sample_ids.tolist().count(bad)
+        assert torch.equal(after.cu_seqlens, before.cu_seqlens) and torch.equal(after.grid_thw, before.grid_thw)
+        assert after.patches.shape == before.patches.shape
+        if not hit:
+            assert_same([after], [before])
+            continue
+        own = torch.zeros(len(before.tokens), dtype=torch.bool)
+        for s in np.flatnonzero(before.sample_ids.numpy() == bad):
+            own[int(before.cu_seqlens[s]) : int(before.cu_seqlens[s + 1])] = True
+        assert before.loss_mask[own].sum() > 0 == after.loss_mask[own].sum()
+        for name in ("tokens", "labels", "loss_mask"):
+            assert torch.equal(getattr(after, name)[~own], getattr(before, name)[~own]), name
+        name = loader.sources.sample_name(bad)
+        assert after.notes[0].startswith(f"{shard}: sample {name} is not learned from: at byte ")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_shard_is_one_line_also_from_a_worker(tmp_path: Path, workers: int) -> None:
-    data = build(tmp_path, [sample_record(i) for i in range(12)])
+def test_too_many_damaged_samples_end_the_training_with_one_line(tmp_path: Path, workers: int) -> None:
+    data = build(tmp_path, [sample_record(i) for i in range(24)])
     loader = loader_of(replace(data, workers=workers))
-    (shard,) = loader.corpus.index.shards
-    path = Path(data.corpus) / shard
+    (source,) = loader.sources.sources
+    path = Path(data.corpus) / source.corpus.index.shards[0]
     os.truncate(path, 2000)
     with pytest.raises(DataError) as caught:
-        list(loader.iterate(0, 5))
-    assert str(caught.value).startswith(f"{path} at byte ") and "\n" not in str(caught.value)
+        list(loader.iterate(0, 20))
+    line = str(caught.value)
+    count, last = int(line.split()[0]), int(line.split()[4])
+    assert 10 < count <= last and "\n" not in line
+    assert f"samples could not be used, more than data.reject_threshold=0.01 and 10; the last: {path}: sample" in line
     assert type(caught.value) is DataError and caught.value.exit_code == 3
+
+
+def test_the_same_share_is_borne_by_a_recipe_that_allows_it(tmp_path: Path) -> None:
+    data = build(tmp_path, [sample_record(i) for i in range(24)])
+    damaged = [damage(data, row, "json") for row in range(12)]
+    loader = loader_of(replace(data, reject_threshold=0.9))
+    batches = [batch for step in loader.iterate(0, 20) for batch in step]
+    assert len(damaged) == 12 < sum(batch.skipped for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_missing_shard_ends_the_training_at_once(tmp_path: Path, workers: int) -> None:
+    data = build(tmp_path, [sample_record(i) for i in range(12)])
+    loader = loader_of(replace(data, workers=workers))
+    path = Path(data.corpus) / loader.sources.sources[0].corpus.index.shards[0]
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        next(loader.iterate(0, 5))
+    assert str(caught.value).startswith(f"{path} at byte ")
+    assert str(caught.value).endswith("cannot be read: No such file or directory")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataRecipe:
+    """Two corpora whose records have other ids, counts and categories, of which one name is the same."""
+    root = tmp_path_factory.mktemp("mixed")
+    first = [replace(sample_record(i, images=i % 3), category=("chart", "text")[i % 2]) for i in range(20)]
+    second = [replace(sample_record(i), id=f"b-{i}", category=("photo", "text")[i % 2]) for i in range(45)]
+    one, other = build(root / "one", first), build(root / "other", second)
+    mixture = [MixtureEntry(one.corpus, one.packs, weight=3), MixtureEntry(other.corpus, other.packs, weight=1)]
+    return replace(one, corpus="", packs="", mixture=mixture)
+
+
+def test_a_mixture_is_read_as_one(mixed: DataRecipe) -> None:
+    loader = loader_of(mixed, global_batch_size=2)
+    sources = loader.sources
+    assert sources.categories == ("chart", "text", "photo")
+    seen: Counter[int] = Counter()
+    steps = 96
+    for step in range(steps):
+        for batch in loader.batches(step):
+            for sample_id, category in zip(batch.sample_ids.tolist(), batch.segment_category.tolist(), strict=True):
+                number, row = (0, sample_id) if sample_id < 20 else (1, sample_id - 20)
+                record = sources.sources[number].corpus.record(row)
+                assert sources.categories[category] == record.category
+                assert sources.sample_name(sample_id) == f"{mixed.mixture[number].corpus}: {record.id}"
+                seen[sample_id] += 1
+    assert sorted(seen) == list(range(65))
+    for number, (epochs, own) in enumerate(zip(loader.epochs(steps).values(), (range(20), range(20, 65)), strict=True)):
+        counts = [seen[sample_id] for sample_id in own]
+        assert min(counts) == int(epochs) and max(counts) <= int(epochs) + 1, number
+        packs = epochs * sources.sources[number].packs.packs
+        assert abs(packs - steps * 2 * (0.75, 0.25)[number]) <= (0.75, 0.25)[number] * 132 + 1
+
+
+def test_a_mixture_continues_on_another_number_of_ranks(mixed: DataRecipe) -> None:
+    def read(steps: range, size: int) -> list[int]:
+        ranks = [loader_of(mixed, dp_rank=rank, dp_size=size) for rank in range(size)]
+        return [row for step in steps for rank in ranks for row in rows(rank.batches(step))]
+
+    assert sorted(read(range(5), 1) + read(range(5, 12), 2)) == sorted(read(range(12), 4))
 
 
 def test_parts_that_do_not_belong_together_are_refused(data: DataRecipe) -> None:
@@ -237,4 +345,46 @@ def test_a_loader_that_is_left_early_reads_no_further(data: DataRecipe, workers:
     batches = loader.iterate(0, 1_000_000)
     next(batches)
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader") and thread.is_alive()]
+    assert not loader_threads()
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader") and thread.is_alive()]
+
+
+def test_an_error_comes_in_its_turn_and_leaves_no_thread(tmp_path: Path) -> None:
+    """Steps before the one that fails are delivered, though the threads met the error while the first was in use."""
+    data = build(tmp_path, [sample_record(i) for i in range(60)], shard_samples=1)
+    data = replace(data, workers=3, prefetch_packs=64)
+    loader = loader_of(data, global_batch_size=1)
+    (source,) = loader.sources.sources
+    (row, *_) = source.packs.samples_of(int(loader.mixture.at(3, 1)[1][0]))
+    (Path(data.corpus) / source.corpus.index.shards[source.corpus.index.shard[row]]).unlink()
+    steps = loader.iterate(0, 8)
+    for _ in range(3):
+        assert len(next(steps)) == 1
+    with pytest.raises(DataError, match="cannot be read"):
+        next(steps)
+    assert not loader_threads()
+
+
+def test_an_interrupt_leaves_no_thread(data: DataRecipe) -> None:
+    steps = loader_of(replace(data, workers=2)).iterate(0, 1_000_000)
+    next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert not loader_threads()
+
+
+def test_what_is_decoded_ahead_is_bounded(data: DataRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = loader_of(replace(data, workers=2, prefetch_packs=6), global_batch_size=4)
+    asked: list[int] = []
+    plan = loader._micro_batches
+
+    def noted(step: int) -> list[list[tuple[int, int]]]:
+        asked.append(step)
+        return plan(step)
+
+    monkeypatch.setattr(loader, "_micro_batches", noted)
+    for step, _ in enumerate(loader.iterate(0, 9)):
+        assert asked == list(range(min(step + 3, 9))), "this step and two ahead, eight packs for six"

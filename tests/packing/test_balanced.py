@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.packing.synthetic import draw
-from onevision.data.loader import PATCH_COST
+from onevision.data.schedule import PATCH_COST
 from onevision.packing.balanced import Bounds, solve_bounded
 from onevision.packing.draws import stream
 from onevision.packing.solver import solve

@@ -11,7 +11,7 @@ import pytest
 
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
-from onevision.data.loader import PATCH_COST
+from onevision.data.schedule import PATCH_COST
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import FILE, PackIndex

@@ -1,4 +1,4 @@
-"""The lock of a run folder: who is asked to wait, who is refused."""
+"""The run folder: what decides a result; its lock: who is asked to wait, who is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from onevision.errors import Busy, InputError
+from onevision.recipe import Recipe, recipe_from
 from onevision.training import run as run_folder
-from onevision.training.run import lock_run
+from onevision.training.run import deciding_values, lock_run
 from tests.forks import forked, wait_for
 
 
@@ -64,3 +65,17 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.raises(InputError, match="cannot be locked: No locks available"), lock_run(tmp_path):
         pass
+
+
+def mixture(weight: float = 1, shards: str = "") -> Recipe:
+    entries = [{"corpus": "a", "packs": "b", "weight": 2}, {"corpus": "c", "packs": "d", "weight": weight}]
+    entries[1]["shards"] = shards
+    return recipe_from({"output": "runs/x", "data": {"mixture": entries}})
+
+
+def test_what_decides_a_result_are_a_mixtures_values_and_not_where_its_shards_lie() -> None:
+    values = deciding_values(mixture())
+    assert values["data.mixture[1].weight"] == 1 and values["data.mixture[0].corpus"] == "a"
+    assert deciding_values(mixture(shards="s3://bucket/c")) == values
+    changed = deciding_values(mixture(weight=3))
+    assert {key for key in values if values[key] != changed[key]} == {"data.mixture[1].weight"}

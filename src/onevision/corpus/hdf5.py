@@ -163,4 +163,5 @@ def mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     offset = dataset.id.get_offset()
     if offset is None:  # an empty dataset has no place in the file
         return dataset[()]
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    values = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    return np.asarray(values)  # indexing the subclass takes several times as long

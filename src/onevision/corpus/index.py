@@ -90,8 +90,9 @@ class CorpusIndex:
         return self.vision_tokens * 4
 
     @classmethod
-    def open(cls, folder: str | Path) -> CorpusIndex:
-        """Open the index of a corpus folder and check that every shard is there and has its size.
+    def open(cls, folder: str | Path, check_shards: bool = True) -> CorpusIndex:
+        """Open the index of a corpus folder and check that every shard is there and has its size, unless they lie
+        elsewhere.
 
         Raises:
             InputError: there is no corpus.h5, or it has another format.
@@ -110,7 +111,8 @@ class CorpusIndex:
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}): run `make corpus` again") from None
         index._check_counts(samples)
-        index._check_shards()
+        if check_shards:
+            index._check_shards()
         return index
 
     def _check_counts(self, samples: int) -> None:

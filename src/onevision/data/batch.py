@@ -9,22 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onevision.data.buffers import Buffers
 from onevision.data.image import MERGE
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One encoded sample of L tokens with its images, ready to be packed."""
-
-    row: int  # of the corpus
-    category: int  # into the corpus' categories
-    ids: NDArray[np.int64]  # [L]
-    target: NDArray[np.bool_]  # [L], true on the tokens that are learned
-    patches: NDArray[np.float32]  # [p, 588], of all its images; p may be 0
-    grid_thw: NDArray[np.int64]  # [i, 3], patches of each image along time, height and width
-    skipped: str = ""  # why it is not learned from; then no target is true and the patches are zero
 
 
 @dataclass(frozen=True)
@@ -43,11 +31,11 @@ class PackedBatch:
     patches: torch.Tensor  # float32 [P, 588]
     grid_thw: torch.Tensor  # int64 [I, 3]
     image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
-    segment_category: torch.Tensor  # int64 [S], into the corpus' categories
-    sample_ids: torch.Tensor  # int64 [S], rows of the corpus
+    segment_category: torch.Tensor  # int64 [S], into the categories of the run's sources
+    sample_ids: torch.Tensor  # int64 [S], rows of the corpora of the run's sources, counted on from one to the next
     sample_lengths: torch.Tensor  # int64 [S], tokens of each sample, without the filling
     real_tokens: int  # their sum
-    skipped: int  # samples whose images could not be decoded; they have no targets
+    skipped: int  # samples that are damaged or whose images could not be decoded; they have no targets
     notes: tuple[str, ...]  # one line for each of them
 
     def to(self, device: torch.device) -> PackedBatch:
@@ -57,48 +45,99 @@ class PackedBatch:
         return replace(self, **moved)
 
 
-def assemble(packs: Sequence[Sequence[Sample]], sequence_length: int, tokenizer: Tokenizer) -> PackedBatch:
-    """Lay the samples of each pack end to end, and the packs after one another.
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a sample before it is read, and decides where it lies in a batch."""
 
-    Raises:
-        DataError: a sample's image tokens and patches do not match.
+    sample_id: int
+    category: int
+    length: int  # L, tokens
+    grids: tuple[tuple[int, int], ...]  # rows and columns of patches of each image
+
+    @property
+    def patches(self) -> int:
+        """Patches of all its images."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a sample of L tokens and p patches is written: views into the batch, of content that is still unknown."""
+
+    ids: NDArray[np.int64]  # [L]
+    target: NDArray[np.bool_]  # [L], true on the tokens that are learned
+    patches: NDArray[np.float32]  # [p, 588], of all its images
+
+    def leave_blank(self, tokenizer: Tokenizer) -> None:
+        """Make it a sample that teaches nothing: as many image tokens as it has patches for, then filling; patches of
+        zeros, no target.
+        """
+        image_tokens = len(self.patches) // MERGE**2
+        self.ids[:image_tokens] = tokenizer.image_pad
+        self.ids[image_tokens:] = tokenizer.endoftext
+        self.target[:] = False
+        self.patches[:] = 0
+
+
+class BatchLayout:
+    """A batch that is being filled. Every sample is written straight into its place, `rooms[s]`, and then `finish`
+    makes the batch: nothing is gathered and copied. `patches` [P, 588] has those of all rooms, one after the other.
     """
-    samples = [sample for pack in packs for sample in pack]
-    total = len(packs) * sequence_length
-    lengths = np.array([len(sample.ids) for sample in samples])
-    sizes = np.array([len(pack) for pack in packs])  # samples a pack
-    first = np.cumsum(sizes) - sizes  # of each pack, in `samples`
-    in_row = np.cumsum(lengths) - lengths  # where samples would start if packs had no filling
-    pack_of = np.repeat(np.arange(len(packs)), sizes)
-    start = pack_of * sequence_length + in_row - in_row[first][pack_of]
-    cu_seqlens = np.append(start, total)
-    place = np.arange(lengths.sum()) + np.repeat(start - in_row, lengths)  # of every real token
 
-    tokens = np.full(total, tokenizer.endoftext, np.int64)
-    tokens[place] = np.concatenate([sample.ids for sample in samples])
-    target = np.zeros(total + 1, bool)
-    target[place] = np.concatenate([sample.target for sample in samples])
-    target[start] = False  # the first token of a sample follows another sample
-    learned = target[1:]
+    def __init__(
+        self, packs: Sequence[Sequence[Outline]], sequence_length: int, tokenizer: Tokenizer, buffers: Buffers
+    ) -> None:
+        """`buffers` has the memory of the patches, arrays of 588 columns."""
+        self.samples = [sample for pack in packs for sample in pack]
+        self._tokenizer = tokenizer
+        total = len(packs) * sequence_length
+        starts: list[int] = []
+        self.rooms: list[Room] = []
+        self._tokens = np.full(total, tokenizer.endoftext, np.int64)
+        self._target = np.zeros(total + 1, bool)
+        self.patches = buffers.take(sum(sample.patches for sample in self.samples))
+        first = 0
+        for number, pack in enumerate(packs):
+            start = number * sequence_length
+            for sample in pack:
+                span, own = slice(start, start + sample.length), slice(first, first + sample.patches)
+                self.rooms.append(Room(self._tokens[span], self._target[span], self.patches[own]))
+                starts.append(start)
+                start, first = span.stop, own.stop
+        self._start = np.array(starts, np.int64)
 
-    image_slots = np.flatnonzero(tokens == tokenizer.image_pad)
-    patches = np.concatenate([sample.patches for sample in samples])
-    if len(image_slots) * MERGE**2 != len(patches):
-        rows = [sample.row for sample in samples]
-        raise DataError(f"corpus rows {rows} have {len(image_slots)} image tokens for {len(patches)} patches")
-    return PackedBatch(
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(np.where(learned, np.append(tokens[1:], 0), 0)),
-        loss_mask=torch.from_numpy(learned.astype(np.float32)),
-        position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        patches=torch.from_numpy(patches),
-        grid_thw=torch.from_numpy(np.concatenate([sample.grid_thw for sample in samples])),
-        image_slots=torch.from_numpy(image_slots),
-        segment_category=torch.tensor([sample.category for sample in samples]),
-        sample_ids=torch.tensor([sample.row for sample in samples]),
-        sample_lengths=torch.from_numpy(lengths),
-        real_tokens=int(lengths.sum()),
-        skipped=sum(bool(sample.skipped) for sample in samples),
-        notes=tuple(sample.skipped for sample in samples if sample.skipped),
-    )
+    def finish(self, skipped: Sequence[str] = ()) -> PackedBatch:
+        """The batch, once every room is filled; `skipped` has a line for each sample that was left blank.
+
+        Raises:
+            DataError: image tokens and patches do not match.
+        """
+        tokens, start, samples = self._tokens, self._start, self.samples
+        total = len(tokens)
+        self._target[start] = False  # the first token of a sample follows another sample
+        learned = self._target[1:]
+        image_slots = np.flatnonzero(tokens == self._tokenizer.image_pad)
+        if len(image_slots) * MERGE**2 != len(self.patches):
+            ids = [sample.sample_id for sample in samples]
+            raise DataError(f"samples {ids} have {len(image_slots)} image tokens for {len(self.patches)} patches")
+        labels = np.zeros(total, np.int64)
+        labels[:-1][learned[:-1]] = tokens[1:][learned[:-1]]
+        cu_seqlens = np.append(start, total)
+        lengths = np.array([sample.length for sample in samples], np.int64)
+        grids = [(1, *grid) for sample in samples for grid in sample.grids]
+        return PackedBatch(
+            tokens=torch.from_numpy(tokens),
+            labels=torch.from_numpy(labels),
+            loss_mask=torch.from_numpy(learned.astype(np.float32)),
+            position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            patches=torch.from_numpy(self.patches),
+            grid_thw=torch.from_numpy(np.array(grids, np.int64).reshape(-1, 3)),
+            image_slots=torch.from_numpy(image_slots),
+            segment_category=torch.tensor([sample.category for sample in samples]),
+            sample_ids=torch.tensor([sample.sample_id for sample in samples]),
+            sample_lengths=torch.from_numpy(lengths),
+            real_tokens=int(lengths.sum()),
+            skipped=len(skipped),
+            notes=tuple(skipped),
+        )

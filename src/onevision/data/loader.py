@@ -1,7 +1,9 @@
 """PackLoader: the batches of a step as a pure function of (seed, step, data-parallel rank and size).
 
 So there is no loader state: to resume is to begin at another step, and on another number of ranks a step
-still reads the same packs.
+still reads the same packs. Threads decode ahead, not the worker processes of Grain or torch's DataLoader: image
+decoders, NumPy and the system's reads work without the interpreter's lock, and a batch of some 50 MB need not be sent
+from one process to another.
 """
 
 from __future__ import annotations
@@ -10,40 +12,33 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from onevision.corpus.reader import CorpusReader
-from onevision.data.batch import PackedBatch, Sample, assemble
+from onevision.corpus.reader import CorpusReader, DamagedSample, Entry
+from onevision.data.batch import BatchLayout, Outline, PackedBatch, Room
+from onevision.data.buffers import Buffers
 from onevision.data.decode import image_decoder
 from onevision.data.image import MERGE, PATCH_VALUES, patch_grid
-from onevision.data.schedule import deal, pack_ids
+from onevision.data.mixture import Mixture
+from onevision.data.schedule import PATCH_COST, deal
+from onevision.data.sources import Sources
 from onevision.data.template import encode
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError, InputError
 from onevision.recipe import DataRecipe
 
-if TYPE_CHECKING:  # packing stands above data
-    from onevision.packing.index import PackIndex
-
-# What a patch costs, in units of a squared sample length; it only decides how packs are dealt to ranks.
-# Forward FLOPs of the 8B preset: a patch passes the vision tower and a quarter of the adapter,
-# 2 * (303e6 + 34e6 / 4) = 623e6; a squared length costs 2 * 4096 in each of 36 layers (causal: half of
-# 4 * 4096), 295e3.
-PATCH_COST = 2_000
+RECENT = 1_000  # samples whose damaged ones are counted against data.reject_threshold
+FEW = 10  # damaged samples among them that are always borne
 
 log = logging.getLogger(__name__)
+MicroBatch = list[tuple[int, int]]  # source and pack of each of its packs
 
 
 class PackLoader:
-    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` threads (the decoder, NumPy and
-    the tokenizer work without the interpreter's lock)."""
+    """Reads the packs of this rank; `iterate` decodes ahead in `data.workers` threads."""
 
     def __init__(
         self,
-        corpus: CorpusReader,
-        packs: PackIndex,
+        sources: Sources,
         tokenizer: Tokenizer,
         data: DataRecipe,
         *,
@@ -56,9 +51,9 @@ class PackLoader:
         """Check that the parts belong together.
 
         Raises:
-            InputError: the packs were made for another corpus, tokenizer or recipe, or sizes do not divide.
+            InputError: packs were made for another corpus, tokenizer or recipe, or sizes do not divide.
         """
-        packs.check_against(corpus.index, data, tokenizer)
+        sources.check(data, tokenizer)
         if not 0 <= dp_rank < dp_size:
             raise InputError(f"data-parallel rank {dp_rank} is not one of {dp_size}")
         if global_batch_size % (micro_batch_size * dp_size):
@@ -66,81 +61,135 @@ class PackLoader:
                 f"train.global_batch_size={global_batch_size} is not a multiple of train.micro_batch_size="
                 f"{micro_batch_size} x {dp_size} data-parallel ranks"
             )
-        self.corpus, self.packs, self.tokenizer, self.data = corpus, packs, tokenizer, data
-        self.seed, self.global_batch_size, self.micro_batch_size = seed, global_batch_size, micro_batch_size
+        self.sources, self.tokenizer, self.data = sources, tokenizer, data
+        packs, rates = zip(*((source.packs.packs, source.rate) for source in sources.sources), strict=True)
+        self.mixture = Mixture(packs, rates, seed)
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.decoder = image_decoder(data.decoder)
+        self._buffers = Buffers(micro_batch_size * data.sequence_length * MERGE**2, PATCH_VALUES)
         self._noted: set[str] = set()
 
     def batches(self, step: int) -> list[PackedBatch]:
         """The micro-batches of this rank in a step (steps count from 0).
 
+        A sample that is damaged, or of which an image cannot be decoded, keeps its place and is not learned from.
+
         Raises:
-            DataError: a shard was damaged after the corpus was made.
+            DataError: a shard is missing or cannot be read, or the index is not that of the shards.
         """
-        ids = pack_ids(step, self.packs.packs, self.global_batch_size, self.seed)
-        costs = self.packs.attention_cost[ids] + PATCH_COST * self.packs.patches[ids].astype(np.int64)
-        mine = ids[deal(costs, self.dp_size)[self.dp_rank]].reshape(-1, self.micro_batch_size)
-        return [self._batch(micro) for micro in mine.tolist()]
+        return [self._batch(packs) for packs in self._micro_batches(step)]
 
     def iterate(self, first_step: int, last_step: int) -> Iterator[list[PackedBatch]]:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
 
         Raises:
-            DataError: as `batches`.
+            DataError: as `batches`; or too many samples had to be skipped: of the last 1,000 more than
+                `data.reject_threshold`, and more than 10.
         """
-        for batches in self._read(range(first_step, last_step)):
-            for note in (note for batch in batches for note in batch.notes if note not in self._noted):
-                self._noted.add(note)
-                log.warning(note)
+        recent: deque[tuple[int, int]] = deque()  # samples and skipped ones of each batch
+        for batches in self._ahead(range(first_step, last_step)):
+            for batch in batches:
+                for note in set(batch.notes) - self._noted:
+                    self._noted.add(note)
+                    log.warning(note)
+                recent.append((len(batch.sample_ids), batch.skipped))
+                self._refuse_damage(recent, batch)
             yield batches
 
-    def _read(self, steps: range) -> Iterator[list[PackedBatch]]:
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often the first `steps` steps go through the packs of each source, by the folder of its packs."""
+        folders = [source.entry.packs for source in self.sources.sources]
+        return dict(zip(folders, self.mixture.epochs(steps * self.global_batch_size), strict=True))
+
+    def _refuse_damage(self, recent: deque[tuple[int, int]], batch: PackedBatch) -> None:
+        while sum(samples for samples, _ in recent) - recent[0][0] >= RECENT:
+            recent.popleft()
+        samples, skipped = (sum(counts) for counts in zip(*recent, strict=True))
+        if skipped > max(FEW, self.data.reject_threshold * samples):
+            raise DataError(
+                f"{skipped} of the last {samples} samples could not be used, more than data.reject_threshold="
+                f"{self.data.reject_threshold} and {FEW}; the last: {(batch.notes or ('',))[-1]}"
+            )
+
+    def _ahead(self, steps: range) -> Iterator[list[PackedBatch]]:
         if not self.data.workers:
             yield from map(self.batches, steps)
             return
-        ahead: deque[Future[list[PackedBatch]]] = deque()
+        steps_ahead = -(-self.data.prefetch_packs * self.dp_size // self.global_batch_size)
+        ahead: deque[list[Future[PackedBatch]]] = deque()
         with ThreadPoolExecutor(self.data.workers, thread_name_prefix="loader") as pool:
             try:
                 for step in steps:
-                    ahead.append(pool.submit(self.batches, step))
-                    if len(ahead) > self.data.workers:
-                        yield ahead.popleft().result()
+                    ahead.append([pool.submit(self._batch, packs) for packs in self._micro_batches(step)])
+                    if len(ahead) > steps_ahead:
+                        yield [batch.result() for batch in ahead.popleft()]
                 while ahead:
-                    yield ahead.popleft().result()
-            finally:
+                    yield [batch.result() for batch in ahead.popleft()]
+            finally:  # also when the training stops for a signal or an error
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, packs: list[int]) -> PackedBatch:
-        samples = [[self._sample(row) for row in self.packs.samples_of(pack)] for pack in packs]
-        return assemble(samples, self.data.sequence_length, self.tokenizer)
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        source, pack = self.mixture.at(step * self.global_batch_size, self.global_batch_size)
+        mine = deal(self.sources.costs(source, pack, PATCH_COST), self.dp_size)[self.dp_rank]
+        pairs = list(zip(source[mine].tolist(), pack[mine].tolist(), strict=True))
+        return [pairs[first : first + self.micro_batch_size] for first in range(0, len(pairs), self.micro_batch_size)]
 
-    def _sample(self, row: int) -> Sample:
-        index, limits = self.corpus.index, (self.data.min_pixels, self.data.max_pixels)
-        record = self.corpus.record(row)
-        images = slice(index.image_start[row], index.image_start[row + 1])
-        sizes = zip(index.image_width[images].tolist(), index.image_height[images].tolist(), strict=True)
-        grids = [patch_grid(width, height, *limits) for width, height in sizes]
-        counts = [rows * columns for rows, columns in grids]
-        encoded = encode(record, self.tokenizer, [count // MERGE**2 for count in counts])
-        length = int(index.text_tokens[row]) + int(index.vision_tokens[row])
-        if len(encoded.ids) != length:
-            raise DataError(
-                f"{index.path}: sample {record.id} has {len(encoded.ids)} tokens, the index says {length}: "
-                "run `make corpus` again"
-            )
-        target, patches, skipped = encoded.target, np.zeros((sum(counts), PATCH_VALUES), np.float32), ""
-        errors = self.decoder.patches(record.images, grids, patches)
-        if error := next(filter(None, errors), None):
-            shard = self.corpus.folder / index.shards[index.shard[row]]
-            skipped = f"{shard}: sample {record.id} is not learned from: {error}"
-            target, patches = np.zeros_like(target), np.zeros_like(patches)
-        return Sample(
-            row=row,
-            category=int(index.category[row]),
-            ids=encoded.ids,
-            target=target,
-            patches=patches,
-            grid_thw=np.array([(1, *grid) for grid in grids], np.int64).reshape(-1, 3),
-            skipped=skipped,
+    def _batch(self, packs: MicroBatch) -> PackedBatch:
+        entries = [self._entries(*pack) for pack in packs]
+        outlines = [[self._outline(source, entry) for source, entry in pack] for pack in entries]
+        layout = BatchLayout(outlines, self.data.sequence_length, self.tokenizer, self._buffers)
+        samples = [sample for pack in entries for sample in pack]
+        damage: dict[int, str] = {}  # by the sample's number in the batch
+        images: list[bytes] = []
+        owners: list[int] = []
+        for number, (source, entry) in enumerate(samples):
+            outline, room = layout.samples[number], layout.rooms[number]
+            try:
+                images += self._read(self.sources.sources[source].corpus, entry, outline, room)
+            except DamagedSample as error:
+                damage[number] = error.detail
+                images += [b""] * len(outline.grids)
+            owners += [number] * len(outline.grids)
+        grids = [grid for outline in layout.samples for grid in outline.grids]
+        errors = self.decoder.patches(images, grids, layout.patches)
+        for number, found in zip(owners, errors, strict=True):
+            if found is not None:
+                damage.setdefault(number, str(found))
+        for number in damage:
+            layout.rooms[number].leave_blank(self.tokenizer)
+        return layout.finish([self._note(*samples[number], damage[number]) for number in sorted(damage)])
+
+    def _note(self, source: int, entry: Entry, found: str) -> str:
+        corpus = self.sources.sources[source].corpus
+        return f"{corpus.store.place(entry.shard)}: sample {corpus.id(entry.row)} is not learned from: {found}"
+
+    def _entries(self, source: int, pack: int) -> list[tuple[int, Entry]]:
+        own = self.sources.sources[source]
+        return [(source, entry) for entry in own.corpus.entries(own.packs.samples_of(pack))]
+
+    def _outline(self, source: int, entry: Entry) -> Outline:
+        limits = (self.data.min_pixels, self.data.max_pixels)
+        return Outline(
+            sample_id=int(self.sources.first_row[source]) + entry.row,
+            category=int(self.sources.category_numbers[source][entry.category]),
+            length=entry.tokens,
+            grids=tuple(patch_grid(width, height, *limits) for width, height in entry.sizes),
         )
+
+    def _read(self, corpus: CorpusReader, entry: Entry, outline: Outline, room: Room) -> tuple[bytes, ...]:
+        """Read a sample and write its tokens into their place in a batch; returns its images.
+
+        Raises:
+            DamagedSample: it is not what was written.
+            DataError: the shard is missing or cannot be read, or the index has another length.
+        """
+        record = corpus.read(entry)
+        encoded = encode(record, self.tokenizer, [rows * columns // MERGE**2 for rows, columns in outline.grids])
+        if len(encoded.ids) != outline.length:
+            raise DataError(
+                f"{corpus.index.path}: sample {record.id} has {len(encoded.ids)} tokens, the index says "
+                f"{outline.length}: run `make corpus` again"
+            )
+        room.ids[:], room.target[:] = encoded.ids, encoded.target
+        return record.images

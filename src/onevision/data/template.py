@@ -91,6 +91,8 @@ def _encoded(
     parts = []
     images = 0
     for text, is_target in pieces:
+        if text == "":  # between two images, or after the last answer
+            continue
         if text is not None:
             ids = np.array(tokenizer.encode(text), dtype=np.int64)
         else:

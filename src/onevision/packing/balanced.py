@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from onevision.data.loader import PATCH_COST
+from onevision.data.schedule import PATCH_COST
 from onevision.packing.draws import shuffle
 from onevision.packing.filling import PATCHES_A_TOKEN, fill_up, left_in, make_pool
 

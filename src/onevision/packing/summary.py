@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onevision.corpus.index import CorpusIndex
-from onevision.data.loader import PATCH_COST
+from onevision.data.schedule import PATCH_COST
 from onevision.packing.index import PackIndex
 
 TABLES = {"category": "categories", "language": "languages", "source": "sources"}  # columns of a corpus: their names

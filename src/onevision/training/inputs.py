@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,39 +10,57 @@ from typing import Any, TypeVar
 
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
+from onevision.data.sources import Source, Sources, by_source, entries_of
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import InputError, OneVisionError
 from onevision.model.presets import PRESETS
 from onevision.packing.index import PackIndex, check_attributes, length_attributes, pack_attributes
-from onevision.recipe import Recipe
+from onevision.recipe import DataRecipe, Recipe
 from onevision.training.checkpoint_files import check_architecture, find, verify, verify_sizes
 
-INPUT_NAMES = frozenset(("packs", "corpus", "tokenizer", "init_from"))  # keys of the fingerprints
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tokenizer, corpus, packs and the checkpoint to start from, if any (its folder and content)."""
+    """Tokenizer, corpora with their packs, and the checkpoint to start from, if any (its folder and content)."""
 
     tokenizer: Tokenizer
-    corpus: CorpusReader
-    packs: PackIndex
+    sources: Sources
     start_from: tuple[Path, dict[str, Any]] | None
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What the result depends on, beside the recipe."""
-        return fingerprints(self.tokenizer, self.corpus, self.packs, self.start_from)
+        opened = [(source.corpus.index, source.packs) for source in self.sources.sources]
+        return fingerprints(self.tokenizer, opened, self.start_from)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `check_inputs` found: the problems, the fingerprints of what is in order, the packs if they are."""
+    """What `check_inputs` found: the problems, the fingerprints of what is in order, and those packs that are."""
 
     problems: list[str]
     fingerprints: dict[str, str]
-    packs: PackIndex | None
+    packs: list[PackIndex]
+
+
+def input_paths(recipe: Recipe) -> dict[str, str]:
+    """What a run reads: paths by the keys of the recipe that name them."""
+    paths = {"data.tokenizer": recipe.data.tokenizer, "train.init_from": recipe.train.init_from}
+    for number, entry in enumerate(entries_of(recipe.data)):
+        paths |= {_key(recipe, number, "corpus"): entry.corpus, _key(recipe, number, "packs"): entry.packs}
+    return paths
+
+
+def parents(recipe: Recipe) -> dict[str, str]:
+    """The folders that made a run's inputs, by the names of their fingerprints."""
+    entries = entries_of(recipe.data)
+    folders = {
+        **by_source("packs", [entry.packs for entry in entries]),
+        **by_source("corpus", [entry.corpus for entry in entries]),
+    }
+    return folders | ({"init_from": recipe.train.init_from} if recipe.train.init_from else {})
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
@@ -53,15 +71,29 @@ def open_inputs(recipe: Recipe) -> Inputs:
         DataError: something is damaged.
     """
     tokenizer = model_tokenizer(recipe)
-    corpus, packs = CorpusReader(recipe.data.corpus), PackIndex.open(recipe.data.packs)
-    packs.check_against(corpus.index, recipe.data, tokenizer)
-    return Inputs(tokenizer, corpus, packs, start_checkpoint(recipe, verify) if recipe.train.init_from else None)
+    sources = open_sources(recipe.data)
+    sources.check(recipe.data, tokenizer)
+    return Inputs(tokenizer, sources, start_checkpoint(recipe, verify) if recipe.train.init_from else None)
+
+
+def open_sources(data: DataRecipe) -> Sources:
+    """The corpora and packs of a recipe, opened.
+
+    Raises:
+        InputError, DataError: as `CorpusReader` and `PackIndex.open`.
+    """
+    return Sources(
+        tuple(
+            Source(entry, CorpusReader(entry.corpus, entry.shards), PackIndex.open(entry.packs))
+            for entry in entries_of(data)
+        )
+    )
 
 
 def check_inputs(recipe: Recipe, waits_for: Collection[str] = ()) -> Findings:
     """Everything that `open_inputs` would refuse, as far as it shows without reading what is large: columns of indexes,
-    files of a checkpoint. `waits_for` names the keys of inputs that do not exist yet and are not looked at, of
-    data.tokenizer, data.corpus, data.packs, train.init_from.
+    files of a checkpoint. `waits_for` names the keys (of `input_paths`) of inputs that do not exist yet and are not
+    looked at.
     """
     problems: list[str] = []
 
@@ -77,19 +109,28 @@ def check_inputs(recipe: Recipe, waits_for: Collection[str] = ()) -> Findings:
 
     data = recipe.data
     tokenizer = opened("data.tokenizer", lambda: model_tokenizer(recipe))
-    corpus = opened("data.corpus", lambda: CorpusReader(data.corpus))
-    packs = opened("data.packs", lambda: PackIndex.open(data.packs))
-    if tokenizer is not None and corpus is not None:
-        checks: list[tuple[CorpusIndex | PackIndex, dict[str, str | int], str]]
-        checks = [(corpus.index, length_attributes(data, tokenizer), "make corpus")]
-        checks += [(packs, pack_attributes(corpus.index, data, tokenizer), "make pack")] if packs is not None else []
-        for index, attributes, command in checks:
-            for name, value in attributes.items():
-                attempt(partial(check_attributes, index, {name: value}, command))
+    found: list[tuple[CorpusIndex | None, PackIndex | None]] = []
+    for number, entry in enumerate(entries_of(data)):
+        corpus = opened(_key(recipe, number, "corpus"), partial(CorpusReader, entry.corpus, entry.shards))
+        packs = opened(_key(recipe, number, "packs"), partial(PackIndex.open, entry.packs))
+        found.append((None if corpus is None else corpus.index, packs))
+        if tokenizer is not None and corpus is not None:
+            checks: list[tuple[CorpusIndex | PackIndex, dict[str, str | int], str]]
+            checks = [(corpus.index, length_attributes(data, tokenizer), "make corpus")]
+            if packs is not None:
+                checks.append((packs, pack_attributes(corpus.index, data, tokenizer), "make pack"))
+            for index, attributes, command in checks:
+                for name, value in attributes.items():
+                    attempt(partial(check_attributes, index, {name: value}, command))
     start_from = None
     if recipe.train.init_from:
         start_from = opened("train.init_from", lambda: start_checkpoint(recipe, verify_sizes))
-    return Findings(problems, fingerprints(tokenizer, corpus, packs, start_from), packs)
+    in_order = [packs for _, packs in found if packs is not None]
+    return Findings(problems, fingerprints(tokenizer, found, start_from), in_order)
+
+
+def _key(recipe: Recipe, number: int, name: str) -> str:
+    return f"data.mixture[{number}].{name}" if recipe.data.mixture else f"data.{name}"
 
 
 def model_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -122,18 +163,21 @@ def start_checkpoint(recipe: Recipe, check: Callable[[Path], dict[str, Any]]) ->
 
 def fingerprints(
     tokenizer: Tokenizer | None,
-    corpus: CorpusReader | None,
-    packs: PackIndex | None,
+    sources: Sequence[tuple[CorpusIndex | None, PackIndex | None]],
     start_from: tuple[Path, dict[str, Any]] | None,
 ) -> dict[str, str]:
     """Fingerprints of what there is, by name."""
-    found = {}
-    if packs is not None:
-        found["packs"] = packs.fingerprint
-    if corpus is not None:
-        found["corpus"] = corpus.index.fingerprint
+    found = {
+        **by_source("packs", ["" if packs is None else packs.fingerprint for _, packs in sources]),
+        **by_source("corpus", ["" if corpus is None else corpus.fingerprint for corpus, _ in sources]),
+    }
     if tokenizer is not None:
         found["tokenizer"] = tokenizer.fingerprint
     if start_from is not None:
         found["init_from"] = start_from[1]["fingerprint"]
-    return found
+    return {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+
+
+def input_names(recipe: Recipe) -> set[str]:
+    """The names that a run's fingerprints can have."""
+    return {"tokenizer", "init_from", *parents(recipe)}

@@ -29,7 +29,7 @@ from onevision.training.agreement import highest, of_first_rank
 from onevision.training.environment import write_environment
 from onevision.training.flops import device_peak
 from onevision.training.heartbeat import Heartbeat
-from onevision.training.inputs import open_inputs
+from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel, precision_dtype
 from onevision.training.run import lock_run, open_run, write_lineage
@@ -131,8 +131,7 @@ def train(
             peak = device_peak(device, settings.peak_tflops)
             if first:
                 write_environment(run, device, ranks.world_size, threads, peak)
-                parents = {"packs": recipe.data.packs, "corpus": recipe.data.corpus, "init_from": settings.init_from}
-                write_lineage(run, inputs.fingerprints, {name: folder for name, folder in parents.items() if folder})
+                write_lineage(run, inputs.fingerprints, parents(recipe))
             signum = highest(stop.signum, device)
             if signum and done < settings.steps:
                 raise Interrupted(
@@ -143,8 +142,7 @@ def train(
             metrics = Metrics(run, done) if first else None
             progress = TrainingProgress(recipe.name, done, settings.steps)
             loader = PackLoader(
-                inputs.corpus,
-                inputs.packs,
+                inputs.sources,
                 inputs.tokenizer,
                 recipe.data,
                 seed=recipe.seed,
@@ -155,7 +153,7 @@ def train(
             )
             batches_of_steps = loader.iterate(done, settings.steps)
             forward_backward = get_forward_backward_func()
-            index = inputs.corpus.index
+            categories = inputs.sources.categories
             began = time.monotonic()
 
             for step in range(done + 1, settings.steps + 1):
@@ -168,7 +166,7 @@ def train(
                 ddp.zero_grad_buffer()
                 optimizer.zero_grad()
                 losses = forward_backward(
-                    forward_step_func=partial(forward_step, categories=len(index.categories)),
+                    forward_step_func=partial(forward_step, categories=len(categories)),
                     data_iterator=iter(batches),
                     model=ddp,
                     num_microbatches=len(batches),
@@ -177,14 +175,15 @@ def train(
                     forward_only=False,
                 )
                 totals = reduce_totals(losses, batches, stop.signum)
-                refuse_divergence("loss", totals.loss, step, index, batches)
+                refuse_divergence("loss", totals.loss, step, inputs.sources, batches)
                 learning_rate = optimizer.param_groups[0]["lr"]
                 _, grad_norm, _ = optimizer.step()
-                refuse_divergence("gradient norm", float(grad_norm), step, index, batches)
+                refuse_divergence("gradient norm", float(grad_norm), step, inputs.sources, batches)
                 scheduler.step(1)
 
                 last = step == settings.steps
                 if metrics is not None and (last or step % settings.log_interval == 0):
+                    epochs = loader.epochs(step)
                     row = step_row(
                         recipe,
                         model.architecture,
@@ -197,8 +196,9 @@ def train(
                         "lr": learning_rate,
                         "grad_norm": float(grad_norm),
                         "data_seconds": data_seconds,
-                        "loss_by_category": totals.by_category(index.categories),
-                        "epoch": step * settings.global_batch_size / inputs.packs.packs,
+                        "loss_by_category": totals.by_category(categories),
+                        "epoch": min(epochs.values()),
+                        "epoch_by_source": epochs,
                     }
                     metrics.write(row)
                     progress.show(row)

@@ -17,7 +17,7 @@ import psutil
 from onevision.errors import Busy, InputError
 from onevision.files import read_json, storage_errors, write_json
 from onevision.fingerprint import value_digest
-from onevision.recipe import Recipe, recipe_dict, save_recipe
+from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
 # of ranks, changes results by rounding only: a run must be able to go on when the cluster gives it other nodes.
@@ -32,20 +32,27 @@ FREE_KEYS = (
     "train.hang_seconds",
     "train.peak_tflops",
     "data.workers",
+    "data.prefetch_packs",
+    "data.shards",
+    "data.mixture.shards",  # of every entry
 )
 
 
 def deciding_values(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe that decide a result, as a flat mapping of dotted keys."""
+    """The values of a recipe that decide a result, as a flat mapping of dotted keys; entries of a list of sections have
+    their number: data.mixture[0].weight."""
     flat: dict[str, Any] = {}
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
-            if key in FREE_KEYS:
+            if re.sub(r"\[\d+\]", "", key) in FREE_KEYS:
                 continue
             if isinstance(value, dict):
                 walk(value, f"{key}.")
+            elif key in ENTRY_LISTS:
+                for number, entry in enumerate(value):
+                    walk(entry, f"{key}[{number}].")
             else:
                 flat[key] = value
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from onevision.corpus.index import CorpusIndex
 from onevision.data.batch import PackedBatch
+from onevision.data.sources import Sources
 from onevision.errors import Diverged
 from onevision.training.flops import Work
 
@@ -104,13 +104,13 @@ def reduce_totals(losses: list[dict[str, Tensor]], batches: list[PackedBatch], s
     )
 
 
-def refuse_divergence(what: str, value: float, step: int, corpus: CorpusIndex, batches: list[PackedBatch]) -> None:
+def refuse_divergence(what: str, value: float, step: int, sources: Sources, batches: list[PackedBatch]) -> None:
     """Stop a run whose loss or gradient is not a number, before the state that it spoils is saved.
 
     Raises:
         Diverged: with the ids of the batch's samples.
     """
     if not math.isfinite(value):
-        ids = [corpus.id[row].decode() for batch in batches for row in batch.sample_ids.tolist()]
+        ids = [sources.sample_name(number) for batch in batches for number in batch.sample_ids.tolist()]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise Diverged(f"step {step}: {what} is {value}; samples of the batch: {shown}")

@@ -1,0 +1,33 @@
+"""Memory that is used again: for a large array the system has to map and zero new memory, page by page, which takes a
+good part of the time that decoding into it takes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HERE = 3  # references to a free buffer while it is looked at: the list's, the loop's and getrefcount's
+
+
+class Buffers:
+    """Float32 arrays of `columns` columns. One is free again when nothing refers to it any more, nor to a view of it or
+    a tensor on its memory. Several threads may take from it.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        """`rows` is the most that one array has; what an array does not use of them takes no memory."""
+        self._shape = (rows, columns)
+        self._buffers: list[NDArray[np.float32]] = []
+        self._lock = threading.Lock()
+
+    def take(self, rows: int) -> NDArray[np.float32]:
+        """An array [rows, columns] of unknown content."""
+        with self._lock:
+            for buffer in self._buffers:
+                if sys.getrefcount(buffer) == _HERE:
+                    return buffer[:rows]
+            self._buffers.append(np.empty(self._shape, np.float32))
+            return self._buffers[-1][:rows]
