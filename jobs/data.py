@@ -16,8 +16,8 @@ from onevision.recipe import Recipe
 def run_corpus(arguments: list[str]) -> int:
     """python -m jobs corpus RECIPE.yaml [key=value ...]
 
-    Imports `data.source` (records.jsonl and images) into tar shards and corpus.h5 under `data.corpus`, with the lengths
-    of every sample by `data.tokenizer`.
+    Imports `data.source`, which looks like `data.format` (records, parquet, webdataset, llava-json), into tar shards
+    and corpus.h5 under `data.corpus`, with the lengths of every sample by `data.tokenizer`.
     """
     recipe, place = recipe_of(arguments, "corpus")
     output = _required(recipe.data.corpus, "data.corpus")

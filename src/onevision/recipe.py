@@ -24,7 +24,10 @@ from onevision.files import write_text
 class DataRecipe:
     """What is imported, measured, packed and read. Paths may be relative to the working folder."""
 
-    source: str = ""  # folder with records.jsonl and its images (the import step reads it)
+    source: str = ""  # what is imported: a folder, or a file of it
+    format: str = "records"  # what the source looks like: onevision.corpus.formats
+    image_root: str = ""  # of llava-json: folder of the images; empty: that of the source
+    columns: list[str] = field(default_factory=list)  # of parquet: names that are not the usual ones, "image=jpg"
     corpus: str = ""  # output of the corpus step: shards and corpus.h5
     packs: str = ""  # output of the pack step: packs.h5
     tokenizer: str = ""  # folder with tokenizer.json
@@ -33,6 +36,9 @@ class DataRecipe:
     max_pixels: int = 2_560_000  # 1600 x 1600
     shard_samples: int = 10_000  # samples a tar shard
     verify_images: bool = False  # decode every image once on import, not only its header
+    filters: str = "auto"  # of captions: on, off; auto: on for parquet and webdataset (onevision.corpus.filters)
+    min_caption: int = 50  # characters
+    max_caption: int = 3500  # characters
     reject_threshold: float = 0.01  # share of rejected records above which a step fails
     pack_seed: int = 0
     workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
@@ -121,11 +127,14 @@ class Recipe:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "data.format": ("records", "parquet", "webdataset", "llava-json"),
+    "data.filters": ("auto", "on", "off"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "model.preset": ("tiny", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),
 }
+COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
 MODULES = ("vision", "adapter", "language")
 
 _MINIMUM: dict[str, float] = {
@@ -133,6 +142,8 @@ _MINIMUM: dict[str, float] = {
     "data.min_pixels": 28 * 28,
     "data.max_pixels": 28 * 28,
     "data.shard_samples": 1,
+    "data.min_caption": 0,
+    "data.max_caption": 1,
     "data.reject_threshold": 0,
     "data.workers": 0,
     "model.recompute_layers": 1,
@@ -296,6 +307,10 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     data, optimizer, train = recipe.data, recipe.optimizer, recipe.train
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}")
+    for entry in data.columns:
+        name, equals, column = entry.partition("=")
+        if not equals or not column or name not in COLUMNS:
+            problems.append(f"data.columns: {entry!r} is not one of {', '.join(f'{name}=NAME' for name in COLUMNS)}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
     for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):

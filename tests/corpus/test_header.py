@@ -121,7 +121,9 @@ def test_damaged_files_are_read_as_pillow_reads_them(
     assert answer(read_header, bytes(data[:end])) == answer(image_header, bytes(data[:end]))
 
 
-@pytest.mark.parametrize("name", ["jpeg", "progressive", "cmyk", "icc", "adobe", "comment", "restarts", "png", "png dpi"])
+@pytest.mark.parametrize(
+    "name", ["jpeg", "progressive", "cmyk", "icc", "adobe", "comment", "restarts", "png", "png dpi"]
+)
 def test_usual_files_do_not_need_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(header, "image_header")
     data = odd_files()[name]

@@ -140,6 +140,7 @@ def add_parts(file: h5py.File, folder: Path, parts: Sequence[str], columns: Sequ
     for c, name in enumerate(columns):
         counts = place["rows"][:, c].tolist()
         layout = h5py.VirtualLayout((sum(counts),), np.result_type(*types[name]))
+        layout.dcpl.set_obj_track_times(False)  # the same columns are the same bytes, whenever they are written
         start = 0
         for part, count in zip(parts, counts, strict=True):
             if count:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE
 
 LETTERS = "A-Za-zÀ-ÖØ-Þà-öø-ÿ一-龥"  # not ß, which is two letters where case does not count
 SIGNS = "‘’“”–—…•，。、；：？！（）《》【】"  # neither letter, digit nor blank
@@ -31,9 +32,8 @@ class TokenCounter:
         self._fast = fast
         self._model = fast.model
         self._counts: dict[str, int] = {}
-        settings = json.loads(fast.to_str())
-        self._words = _word_pattern(settings)
-        self._added = _added_pattern(settings)
+        self._words = _word_pattern(fast)
+        self._added = _added_pattern(fast)
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text; special tokens that are written out count one, none is added."""
@@ -68,32 +68,42 @@ class TokenCounter:
         return count
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The character that stands for each byte in a byte-level vocabulary: itself where it can be printed."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte if byte in shown else 0x100 + hidden.index(byte)) for byte in range(256)]
 
 
-_BYTES = _byte_characters()
+_BYTES = byte_characters()
 
 
-def _word_pattern(settings: dict[str, Any]) -> re.Pattern[str] | None:
+def _word_pattern(fast: FastTokenizer) -> re.Pattern[str] | None:
     """The tokenizer's pattern of words for texts of COMMON characters; None if its words cannot be counted alone."""
-    before, model = settings["pre_tokenizer"] or {}, settings["model"]
+    before, normalizer, model = _settings(fast.pre_tokenizer), _settings(fast.normalizer), fast.model
     steps = before.get("pretokenizers", [])
-    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or model["type"] != "BPE":
+    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or not isinstance(model, BPE):
         return None
     split, byte_level = steps
     pattern = split["pattern"].get("Regex")
     plain = (
-        (settings["normalizer"] or {"type": "NFC"})["type"] == "NFC"
+        normalizer.get("type", "NFC") == "NFC"
         and (split["behavior"], split["invert"]) == ("Isolated", False)
         and not (byte_level["add_prefix_space"] or byte_level["use_regex"])
-        and not (model["dropout"] or model["continuing_subword_prefix"] or model["end_of_word_suffix"])
-        and not any(token[flag] for token in settings["added_tokens"] for flag in ("lstrip", "rstrip", "single_word"))
+        and not (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix)
+        and not any(token.lstrip or token.rstrip or token.single_word for token in _added_tokens(fast))
     )
     return _translated(pattern) if plain and pattern else None
+
+
+def _settings(step: Any) -> dict[str, Any]:
+    """What a step of the tokenizer says of itself; empty where there is none."""
+    found: dict[str, Any] = json.loads(step.__getstate__()) if step is not None else {}
+    return found
+
+
+def _added_tokens(fast: FastTokenizer) -> list[Any]:
+    return list(fast.get_added_tokens_decoder().values())
 
 
 def _translated(pattern: str) -> re.Pattern[str] | None:
@@ -116,7 +126,7 @@ def _translated(pattern: str) -> re.Pattern[str] | None:
     return None if words.groups else words
 
 
-def _added_pattern(settings: dict[str, Any]) -> re.Pattern[str] | None:
+def _added_pattern(fast: FastTokenizer) -> re.Pattern[str] | None:
     """What finds the added tokens in a text, the longest first."""
-    tokens = sorted((token["content"] for token in settings["added_tokens"]), key=len, reverse=True)
+    tokens = sorted((token.content for token in _added_tokens(fast)), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens))) if tokens else None
