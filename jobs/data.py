@@ -19,9 +19,9 @@ from onevision.recipe import Recipe, load_recipe
 def run_corpus(arguments: list[str]) -> int:
     """python -m jobs corpus RECIPE.yaml [ranks=N] [nodes=N] [key=value ...]
 
-    Imports `data.source` (in the layout `data.format`) into tar shards and corpus.h5 under `data.corpus`, with the
-    lengths of every sample by `data.tokenizer`. The result is the same for any number of ranks; a run that was
-    interrupted goes on.
+    Imports `data.source`, which looks like `data.format` (records, parquet, webdataset, llava-json), into tar shards
+    and corpus.h5 under `data.corpus`, with the lengths of every sample by `data.tokenizer`. The result is the same for
+    any number of ranks; a run that was interrupted goes on.
     """
     return _run("corpus", arguments)
 

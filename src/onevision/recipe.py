@@ -37,7 +37,10 @@ class MixtureEntry:
 class DataRecipe:
     """What is imported, measured, packed and read. Paths may be relative to the working folder."""
 
-    source: str = ""  # folder with records.jsonl and its images (the import step reads it)
+    source: str = ""  # what is imported: a folder, or a file of it
+    format: str = "records"  # what the source looks like: onevision.corpus.formats
+    image_root: str = ""  # of llava-json: folder of the images; empty: that of the source
+    columns: list[str] = field(default_factory=list)  # of parquet: names that are not the usual ones, "image=jpg"
     corpus: str = ""  # output of the corpus step: shards and corpus.h5
     packs: str = ""  # output of the pack step: packs.h5
     shards: str = ""  # folder or URL (s3://bucket/corpus) of the tar shards where they are not beside corpus.h5
@@ -49,6 +52,9 @@ class DataRecipe:
     shard_samples: int = 10_000  # samples a tar shard
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     verify_images: bool = False  # decode every image once on import, not only its header
+    filters: str = "auto"  # of captions: on, off; auto: on for parquet and webdataset (onevision.corpus.filters)
+    min_caption: int = 50  # characters
+    max_caption: int = 3500  # characters
     reject_threshold: float = 0.01  # share of rejected records, or of damaged samples read, above which a step fails
     max_patches: int = 0  # image patches a pack at most: the memory of the vision tower; 0: any number
     max_attention_cost: int = 0  # sum of squared sample lengths a pack at most; 0: any. With either, packs cost alike
@@ -142,12 +148,15 @@ class Recipe:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "data.format": ("records", "parquet", "webdataset", "llava-json"),
+    "data.filters": ("auto", "on", "off"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
     "model.preset": ("tiny", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),
 }
+COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
 MODULES = ("vision", "adapter", "language")
 ENTRY_LISTS = ("data.mixture",)  # keys whose value is a list of sections
 
@@ -156,6 +165,8 @@ _MINIMUM: dict[str, float] = {
     "data.min_pixels": 28 * 28,
     "data.max_pixels": 28 * 28,
     "data.shard_samples": 1,
+    "data.min_caption": 0,
+    "data.max_caption": 1,
     "data.reject_threshold": 0,
     "data.max_patches": 0,
     "data.max_attention_cost": 0,
@@ -332,6 +343,10 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}")
     problems += _mixture_problems(data.mixture)
+    for entry in data.columns:
+        name, equals, column = entry.partition("=")
+        if not equals or not column or name not in COLUMNS:
+            problems.append(f"data.columns: {entry!r} is not one of {', '.join(f'{name}=NAME' for name in COLUMNS)}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
     for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from onevision.corpus import build as module
+from onevision.corpus import join
+from onevision.corpus import part as module
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
@@ -40,15 +42,16 @@ def test_summary(tmp_path: Path, data: DataRecipe, records: list[Record], capsys
         "rejects_by_reason": {},
         "shards": 5,
         "images": sum(len(record.images) for record in records),
-        "text_tokens": int(index.text_tokens.sum()),
-        "vision_tokens": int(index.vision_tokens.sum()),
+        "text_tokens": int(np.sum(index.text_tokens)),
+        "vision_tokens": int(np.sum(index.vision_tokens)),
         "samples_by_category": {name: names.count(name) for name in ("digits", "charts", "text")},
         "tokens_per_category": {
             name: int(index.lengths[index.category == k].sum()) for k, name in enumerate(index.categories)
         },
+        "source": result.summary["source"],
         "fingerprint": index.fingerprint,
     }
-    assert "23/23 samples" in capsys.readouterr().out
+    assert "5/5 shards" in capsys.readouterr().out
     assert len(lines) == 1 and "23 samples in 5 shards" in lines[0]
 
 
@@ -70,8 +73,8 @@ def test_an_unchanged_step_is_skipped(tmp_path: Path, data: DataRecipe) -> None:
 
 
 @pytest.mark.parametrize("change,same", [
-    ({"min_pixels": 6272}, False), ({"max_pixels": 100_000}, False), ({"verify_images": True}, True),
-    ({"reject_threshold": 0.2}, True), ({"shard_samples": 6}, True),
+    ({"min_pixels": 6272}, False), ({"max_pixels": 100_000}, False), ({"filters": "on"}, True),
+    ({"verify_images": True}, True), ({"shard_samples": 6}, True),
 ])  # fmt: skip
 def test_changed_settings_build_again(tmp_path: Path, data: DataRecipe, change: dict[str, Any], same: bool) -> None:
     first = build_corpus(data, tmp_path / "corpus").summary["fingerprint"]
@@ -140,6 +143,7 @@ def test_bad_records_go_into_the_ledger(tmp_path: Path, data: DataRecipe, record
         ("mute", "empty_answer"),
         (records[3].id, "duplicate_id"),
     ]
+    assert {row["unit"] for row in ledger} == {"records.jsonl rows 21 to 25"}
     assert "20000x20" in ledger[1]["detail"] and "1x1" in ledger[0]["detail"]
     assert "5 rejected: 1 duplicate_id, " in lines[-1]
     reader = CorpusReader(result.folder)
@@ -160,9 +164,15 @@ def test_too_many_rejects_fail_and_keep_what_was_there(
     assert "1 image_aspect" in message and str(kept) in message and "\n" not in message
     assert pq.read_table(kept).num_rows == 5
     assert files(output) == before
-    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "corpus.rejects.parquet", "source", "tokenizer"}
-    build_corpus(replace(data, reject_threshold=0.2), output)  # exactly the share is allowed
-    assert not kept.exists()
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".corpus.parts").glob("shard-*")}
+    assert len(times) == 5
+    build_corpus(replace(data, reject_threshold=0.2), output)  # exactly the share is allowed, and nothing is read again
+    assert not kept.exists() and not (tmp_path / ".corpus.parts").exists()
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob("shard-*")} == times
+    with pytest.raises(DataError, match=r"5 of 25 records rejected \(20.0%, data.reject_threshold=0.19\)"):
+        build_corpus(replace(data, reject_threshold=0.19), output)  # a finished one is held to the share as well
+    assert pq.read_table(kept).num_rows == 5
+    assert build_corpus(replace(data, reject_threshold=0.3), output).skipped and not kept.exists()
 
 
 def test_a_source_with_nothing_usable_fails_at_any_threshold(tmp_path: Path, data: DataRecipe) -> None:
@@ -189,6 +199,51 @@ def test_a_corrupt_body_slips_through_unless_verified(tmp_path: Path, data: Data
     assert strict.summary["rejects_by_reason"] == {"image_undecodable": 1} and strict.summary["samples"] == 2
 
 
+def test_of_equal_ids_in_several_units_the_first_is_kept(
+    tmp_path: Path, data: DataRecipe, records: list[Record]
+) -> None:
+    again = [replace(records[k], id=records[j].id) for k, j in ((4, 0), (5, 1), (6, 20), (9, 1))]
+    write_records(data.source, [*records[:6], again[0], *records[6:20], again[1], again[2], again[3], *records[20:]])
+    result = build_corpus(data, tmp_path / "corpus")
+    assert result.summary["samples"] == 23 and result.summary["rejects_by_reason"] == {"duplicate_id": 4}
+    reader = CorpusReader(result.folder)
+    expected = [*records[:20], again[2], *records[21:]]  # the record of the twentieth comes after one with its id
+    assert [reader.record(row) for row in range(23)] == expected
+    ledger = pq.read_table(result.folder / "rejects.parquet").to_pylist()
+    assert [(row["id"], row["unit"]) for row in ledger] == [
+        (records[0].id, "records.jsonl rows 6 to 10"),
+        *((records[k].id, "records.jsonl rows 21 to 25") for k in (1, 20, 1)),  # the last one by joining
+    ]
+    write_records(tmp_path / "unique", expected)
+    unique = build_corpus(replace(data, source=str(tmp_path / "unique")), tmp_path / "other")
+    assert unique.summary["fingerprint"] == result.summary["fingerprint"]
+
+
+def test_joining_may_be_interrupted_anywhere(
+    tmp_path: Path, data: DataRecipe, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [*records, *(replace(record, category="again") for record in records[::2])]
+    write_records(data.source, twice)
+    whole = files(build_corpus(data, tmp_path / "whole").folder)
+    calls = [(join, "without_rows", 0), (join, "without_rows", 1), (join, "without_rows", 0)]
+    calls += [(join, "_write_ledger", 0), (join.IndexWriter, "write", 0)]
+    for place, name, after in calls:
+        call, left = getattr(place, name), after
+
+        def breaks(*args: Any, call: Any = call) -> Any:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return call(*args)
+
+        monkeypatch.setattr(place, name, breaks)
+        with pytest.raises(KeyboardInterrupt):
+            build_corpus(data, tmp_path / "corpus")
+        monkeypatch.undo()
+    assert files(build_corpus(data, tmp_path / "corpus").folder) == whole
+
+
 def test_texts_alone_make_a_corpus(tmp_path: Path, data: DataRecipe) -> None:
     texts = [sample_record(i, 0) for i in range(3)]
     write_records(data.source, texts)
@@ -203,8 +258,6 @@ def test_missing_inputs_are_named(tmp_path: Path, data: DataRecipe) -> None:
         build_corpus(replace(data, source=str(tmp_path / "nowhere")), tmp_path / "corpus")
     with pytest.raises(InputError, match=r"nowhere/tokenizer\.json does not exist"):
         build_corpus(replace(data, tokenizer=str(tmp_path / "nowhere")), tmp_path / "corpus")
-    with pytest.raises(InputError, match="rank 1 of 2"):
-        build_corpus(data, tmp_path / "corpus", rank=1, world_size=2)
     assert not (tmp_path / "corpus").exists()
 
 
@@ -214,8 +267,8 @@ def test_too_many_names_are_refused(tmp_path: Path, data: DataRecipe, monkeypatc
         build_corpus(data, tmp_path / "corpus")
 
 
-@pytest.mark.parametrize("samples,limit", [(40, 30_000), (5, 11_000)])  # a shard does not fit; corpus.h5 does not
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+@pytest.mark.parametrize("samples,limit", [(40, 30_000), (5, 11_000)])  # a shard does not fit; an index does not
+def test_a_full_disk_is_one_line_and_the_rerun_goes_on(
     tmp_path: Path, data: DataRecipe, samples: int, limit: int
 ) -> None:
     write_records(data.source, [sample_record(i, 0) for i in range(samples)])
@@ -236,7 +289,9 @@ except StorageError as error:
     assert run.returncode == 0 and not run.stderr, run.stderr
     caught = [line for line in run.stdout.splitlines() if line.startswith("caught")]
     assert len(caught) == 1 and "make room and run again" in caught[0], run.stdout + run.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"source", "tokenizer"}
+    assert {path.name for path in tmp_path.iterdir()} == {".corpus.parts", "source", "tokenizer"}
+    assert build_corpus(data, tmp_path / "corpus").summary["samples"] == samples
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "source", "tokenizer"}
 
 
 def test_an_interrupt_leaves_the_old_corpus(
@@ -245,14 +300,14 @@ def test_an_interrupt_leaves_the_old_corpus(
     output = tmp_path / "corpus"
     before = files(build_corpus(data, output).folder)
     write_records(data.source, [*records, sample_record(99)])
-    count = module.text_token_count
+    take = module.take
 
-    def interrupted(record: Record, tokenizer: Any) -> int:
+    def interrupted(record: Record, *args: Any) -> Any:
         if record.id == "sample-00012":
             raise KeyboardInterrupt
-        return count(record, tokenizer)
+        return take(record, *args)
 
-    monkeypatch.setattr(module, "text_token_count", interrupted)
+    monkeypatch.setattr(module, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_corpus(data, output)
     assert files(output) == before

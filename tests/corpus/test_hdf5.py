@@ -107,7 +107,7 @@ def test_a_truncated_part_is_refused(master: Path) -> None:
 def test_a_part_of_another_making_is_refused(master: Path) -> None:
     part = master.parent / PARTS[3]
     size = part.stat().st_size
-    write_part(part, {"number": VALUES[12:20], "group/id": np.array([b"x" * 13] * 8)}, {"fingerprint": "of another"})
+    write_part(part, {"number": VALUES[12:20], "group/id": np.array([b"x" * 13] * 8)}, {"fingerprint": "of part-9.h5"})
     assert part.stat().st_size == size
     with pytest.raises(DataError, match="has fingerprint"):
         opened(master)

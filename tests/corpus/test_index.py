@@ -19,15 +19,15 @@ from onevision.recipe import DataRecipe
 def test_columns_describe_the_records(corpus: Path, data: DataRecipe, records: list[Record]) -> None:
     index = CorpusIndex.open(corpus)
     assert len(index) == len(records)
-    assert index.id.tolist() == [record.id.encode() for record in records]
+    assert np.asarray(index.id).tolist() == [record.id.encode() for record in records]
     for column, table in [("category", "categories"), ("language", "languages"), ("source", "sources"),
                           ("license", "licenses")]:  # fmt: skip
         names = getattr(index, table)
         assert [names[k] for k in getattr(index, column)] == [getattr(record, column) for record in records]
     assert np.diff(index.image_start).tolist() == [len(record.images) for record in records]
     sizes = [image_size(image) for record in records for image in record.images]
-    assert list(zip(index.image_width.tolist(), index.image_height.tolist(), strict=True)) == sizes
-    assert index.image_size.tolist() == [len(image) for record in records for image in record.images]
+    assert list(zip(index.image_width, index.image_height, strict=True)) == sizes
+    assert list(index.image_size) == [len(image) for record in records for image in record.images]
     assert index.tokenizer == load_tokenizer(data.tokenizer).fingerprint
     assert (index.template, index.min_pixels, index.max_pixels) == (TEMPLATE_FINGERPRINT, 3136, 2_560_000)
 
@@ -56,7 +56,14 @@ def test_file_layout(corpus: Path) -> None:
         }  # fmt: skip
         assert all(file[f"samples/{name}"].chunks is None for name in file["samples"])
         assert set(file["tables"]) == {"category", "language", "source", "license", "shard", "shard_bytes"}
-        assert file.attrs["samples"] == 23 and file.attrs["format_version"] == 1
+        assert file.attrs["samples"] == 23 and file.attrs["format_version"] == 2
+        own = {name for name in file["samples"] if not file[f"samples/{name}"].is_virtual}
+        assert own == {"image_start", "category", "language", "source", "license"}
+        index = CorpusIndex.open(corpus)
+        for name in file["samples"]:  # plain h5py reads what the index maps
+            np.testing.assert_array_equal(file[f"samples/{name}"][()], np.asarray(getattr(index, name)))
+        for name in file["images"]:
+            np.testing.assert_array_equal(file[f"images/{name}"][()], np.asarray(getattr(index, f"image_{name}")))
 
 
 def test_missing_corpus_says_what_to_run(tmp_path: Path) -> None:
@@ -67,7 +74,7 @@ def test_missing_corpus_says_what_to_run(tmp_path: Path) -> None:
 def test_another_format_is_refused(corpus: Path) -> None:
     with h5py.File(corpus / "corpus.h5", "r+") as file:
         file.attrs["format_version"] = 99
-    with pytest.raises(InputError, match="has format 99, not 1"):
+    with pytest.raises(InputError, match="has format 99, not 2"):
         CorpusIndex.open(corpus)
 
 
@@ -97,10 +104,29 @@ def test_a_damaged_index_is_one_line(corpus: Path, keep: int) -> None:
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_columns_of_different_lengths_are_refused(corpus: Path) -> None:
+@pytest.mark.parametrize("name", ["category", "image_start"])
+def test_columns_of_different_lengths_are_refused(corpus: Path, name: str) -> None:
     with h5py.File(corpus / "corpus.h5", "r+") as file:
-        values = file["samples/text_tokens"][:-1]
-        del file["samples/text_tokens"]
-        file["samples/text_tokens"] = values
+        values = file[f"samples/{name}"][:-1]
+        del file[f"samples/{name}"]
+        file[f"samples/{name}"] = values
     with pytest.raises(DataError, match="columns have different lengths"):
+        CorpusIndex.open(corpus)
+
+
+def test_a_missing_or_foreign_part_is_seen_on_opening(corpus: Path) -> None:
+    part, other = corpus / "part-000001.h5", corpus / "part-000003.h5"
+    content = part.read_bytes()
+    part.unlink()
+    with pytest.raises(DataError, match=r"part-000001\.h5 is missing, corpus\.h5 says \d+ bytes: run `make corpus`"):
+        CorpusIndex.open(corpus)
+    part.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"part-000001\.h5 has \d+ bytes, corpus\.h5 says \d+: run `make corpus`"):
+        CorpusIndex.open(corpus)
+    with h5py.File(other, "r") as file:
+        fingerprint = str(file.attrs["fingerprint"]).encode()
+    with h5py.File(corpus / "corpus.h5", "r") as file:
+        ours = file["parts/fingerprint"].asstr()[1].encode()
+    part.write_bytes(content.replace(ours, fingerprint))
+    with pytest.raises(DataError, match=r"part-000001\.h5 has fingerprint .*, corpus\.h5 says .*: run `make corpus`"):
         CorpusIndex.open(corpus)

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onevision.corpus.record import STRUCTURE_TOKENS, Message, Part, Record, parse_record, record_fields
-from onevision.data.template import encode, encode_prompt, text_token_count
+from onevision.data.template import encode, encode_prompt, text_token_counts
 from onevision.data.tokenizer import Tokenizer
 from tests.fixtures import tiny_tokenizer
 
@@ -76,7 +76,7 @@ def test_the_sample_decodes_to_the_template(tokenizer: Tokenizer, sample: tuple[
     ids = encode(record, tokenizer, image_tokens).ids
     assert tokenizer.decode(ids) == rendered(record, image_tokens)
     assert np.count_nonzero(ids == tokenizer.image_pad) == sum(image_tokens)
-    assert len(ids) == text_token_count(record, tokenizer) + sum(image_tokens)
+    assert len(ids) == text_token_counts([record], tokenizer)[0] + sum(image_tokens)
 
 
 @given(sample=records())

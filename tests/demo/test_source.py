@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from onevision.corpus.formats.records import read_records
 from onevision.corpus.record import Record
-from onevision.corpus.source import read_records
 from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.demo.source import CATEGORIES, build_source

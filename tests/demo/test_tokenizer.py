@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from onevision.corpus.formats.records import read_records
 from onevision.corpus.record import Record
-from onevision.corpus.source import read_records
 from onevision.data.template import encode, encode_prompt
 from onevision.data.tokenizer import load_tokenizer
 from onevision.demo.tokenizer import ALPHABET, LONGEST, SPECIAL_TOKENS, build_tokenizer

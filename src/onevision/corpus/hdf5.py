@@ -2,12 +2,20 @@
 
 A table may be spread over several part files, each written by whoever made it. A master file beside them shows their
 columns as one (HDF5's virtual datasets), so that plain h5py reads it like any other file. HDF5 reads the place of a
-missing part as zeros without a word; `open_parts` looks for every part first.
+missing part as zeros without a word; `open_parts` looks at every part first.
+
+The master remembers where the columns begin in each part, so that thousands of parts are opened without the library
+and cost one mapping each:
+
+    /parts/  name, fingerprint (strings [P]), bytes i8 [P], column (strings [C]),
+             rows, offset, itemsize i8 [P, C] (of the column in the part; bytes), fingerprint_offset i8 [P]
 """
 
 from __future__ import annotations
 
 import io
+import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +60,14 @@ class Column:
         return self._range(0, len(self)).astype(dtype or self.dtype, copy=False)
 
     def _range(self, first: int, last: int) -> NDArray[Any]:
+        if first >= last:
+            return np.empty(0, self.dtype)
+        home, end = (int(np.searchsorted(self._start, row, side="right")) - 1 for row in (first, last - 1))
         found = [
-            piece[max(0, first - start) : max(0, last - start)]
-            for piece, start in zip(self.pieces, self._start[:-1].tolist(), strict=True)
-            if start < last and start + len(piece) > first
+            self.pieces[number][max(0, first - start) : last - start]
+            for number, start in enumerate(self._start[home : end + 1].tolist(), start=home)
         ]
-        return np.concatenate(found) if found else np.empty(0, self.dtype)
+        return np.concatenate(found)
 
     def _rows(self, rows: NDArray[Any]) -> NDArray[Any]:
         if rows.dtype == bool:
@@ -92,6 +102,8 @@ def create(path: Path) -> Iterator[h5py.File]:
 def write_part(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
     """Write a part file of contiguous columns (names may have groups: "samples/id"); it has its name once it is whole.
 
+    `attributes` hold a "fingerprint" of what the part says.
+
     Raises:
         OSError: as any write.
     """
@@ -99,35 +111,48 @@ def write_part(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapp
     with create(temporary) as file:
         for name, values in columns.items():
             file.create_dataset(name, data=np.ascontiguousarray(values))
+        file.create_dataset(_FINGERPRINT, data=np.bytes_(attributes["fingerprint"]))
         file.attrs.update(attributes)
     temporary.replace(path)
+
+
+_FINGERPRINT = "fingerprint"  # also a dataset: it has a place in the file that is read without the library
 
 
 def add_parts(file: h5py.File, folder: Path, parts: Sequence[str], columns: Sequence[str]) -> None:
     """Make the `columns` of the part files (names inside `folder`) visible in the master `file`, one after the other.
 
-    The master also remembers of each part its name, bytes, and `fingerprint` attribute, in /parts.
+    A column has the same type in all parts, but for strings, which may differ in width. The master remembers the
+    parts in /parts.
     """
-    shapes: dict[str, list[int]] = {name: [] for name in columns}
-    types: dict[str, list[np.dtype[Any]]] = {name: [] for name in columns}
-    fingerprints = []
-    for part in parts:
+    place = {name: np.zeros((len(parts), len(columns)), "<i8") for name in ("rows", "offset", "itemsize")}
+    types: dict[str, set[np.dtype[Any]]] = {name: set() for name in columns}
+    fingerprints, fingerprint_offset = [], []
+    for number, part in enumerate(parts):
         with h5py.File(folder / part, "r") as source:
-            fingerprints.append(str(source.attrs["fingerprint"]))
-            for name in columns:
-                shapes[name].append(len(source[name]))
-                types[name].append(source[name].dtype)
-    for name in columns:
-        layout = h5py.VirtualLayout((sum(shapes[name]),), np.result_type(*set(types[name])))
+            fingerprints.append(source[_FINGERPRINT][()].decode())
+            fingerprint_offset.append(source[_FINGERPRINT].id.get_offset())
+            for c, name in enumerate(columns):
+                dataset = source[name]
+                types[name].add(dataset.dtype)
+                place["rows"][number, c], place["itemsize"][number, c] = len(dataset), dataset.dtype.itemsize
+                place["offset"][number, c] = dataset.id.get_offset() or 0  # an empty dataset has no place
+    for c, name in enumerate(columns):
+        counts = place["rows"][:, c].tolist()
+        layout = h5py.VirtualLayout((sum(counts),), np.result_type(*types[name]))
+        layout.dcpl.set_obj_track_times(False)  # the same columns are the same bytes, whenever they are written
         start = 0
-        for part, count in zip(parts, shapes[name], strict=True):
+        for part, count in zip(parts, counts, strict=True):
             if count:
                 layout[start : start + count] = h5py.VirtualSource(part, name, (count,))
             start += count
         file.create_virtual_dataset(name, layout)
-    file.create_dataset("parts/name", data=list(parts), dtype=h5py.string_dtype())
-    file.create_dataset("parts/bytes", data=np.array([(folder / part).stat().st_size for part in parts], "<i8"))
-    file.create_dataset("parts/fingerprint", data=fingerprints, dtype=h5py.string_dtype())
+    strings = {"name": parts, "fingerprint": fingerprints, "column": columns}
+    for name, values in strings.items():
+        file.create_dataset(f"parts/{name}", data=list(values), dtype=h5py.string_dtype())
+    sizes = [(folder / part).stat().st_size for part in parts]
+    for name, numbers in {**place, "bytes": sizes, "fingerprint_offset": fingerprint_offset}.items():
+        file.create_dataset(f"parts/{name}", data=np.asarray(numbers, "<i8"))
 
 
 def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str, Column]:
@@ -135,27 +160,43 @@ def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str,
 
     Raises:
         DataError: a part is missing, has another size or another fingerprint than the master remembers, or rows fail.
-        KeyError, OSError: the master or a part is damaged.
+        KeyError, OSError, ValueError: the master is damaged, or a part cannot be read.
     """
-    names = file["parts/name"].asstr()[()].tolist()
-    sizes, fingerprints = file["parts/bytes"][()].tolist(), file["parts/fingerprint"].asstr()[()].tolist()
+    parts = file["parts"]
+    known = parts["column"].asstr()[()].tolist()
+    numbers = [known.index(name) for name in columns]
+    rows, offsets, itemsizes = (parts[name][()][:, numbers].tolist() for name in ("rows", "offset", "itemsize"))
+    types = [file[name].dtype for name in columns]
+    names, fingerprints = (parts[name].asstr()[()].tolist() for name in ("name", "fingerprint"))
+    starts = parts["fingerprint_offset"][()].tolist()
     pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
-    for name, size, fingerprint in zip(names, sizes, fingerprints, strict=True):
-        part = path.parent / name
-        if not part.is_file():
-            raise DataError(f"{part} is missing, {path.name} says {size} bytes")
-        if part.stat().st_size != size:
-            raise DataError(f"{part} has {part.stat().st_size} bytes, {path.name} says {size}")
-        with h5py.File(part, "r") as source:
-            if source.attrs["fingerprint"] != fingerprint:
-                raise DataError(f"{part} has fingerprint {source.attrs['fingerprint']}, {path.name} says {fingerprint}")
-            for column in columns:
-                pieces[column].append(mapped(part, source[column]))
-    found = {column: Column(values) for column, values in pieces.items()}
-    for column, values in found.items():
+    for number, (name, size) in enumerate(zip(names, parts["bytes"][()].tolist(), strict=True)):
+        memory = _map_part(path, name, size)
+        start, ours = starts[number], fingerprints[number].encode()
+        if memory[start : start + len(ours)] != ours:
+            found = memory[start : start + len(ours)].decode(errors="replace")
+            raise DataError(f"{path.parent / name} has fingerprint {found}, {path.name} says {fingerprints[number]}")
+        for c, column in enumerate(columns):
+            dtype = np.dtype(f"S{itemsizes[number][c]}") if types[c].kind == "S" else types[c]
+            pieces[column].append(np.frombuffer(memory, dtype, rows[number][c], offsets[number][c]))
+    found_columns = {column: Column(values) for column, values in pieces.items()}
+    for column, values in found_columns.items():
         if len(values) != len(file[column]):
             raise DataError(f"{path} shows {len(file[column])} rows of {column}, its parts hold {len(values)}")
-    return found
+    return found_columns
+
+
+def _map_part(path: Path, name: str, size: int) -> mmap.mmap:
+    """A part of the master at `path` as read-only memory: shared by processes, safe to fork."""
+    part = path.parent / name
+    try:
+        with part.open("rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise DataError(f"{part} has {found} bytes, {path.name} says {size}")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise DataError(f"{part} is missing, {path.name} says {size} bytes") from None
 
 
 def mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:

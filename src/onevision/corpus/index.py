@@ -1,13 +1,23 @@
 """`corpus.h5`: where every sample and image lies in the shards, and how long it is.
 
-    /samples/  id S<n>, shard i4, json_offset i8, json_size i4, image_start i8 [N + 1], text_tokens i4,
-               vision_tokens i4, category i2, language i2, source i2, license i2,
+Every shard has a part file with the columns of its samples (`onevision.corpus.part`); `corpus.h5` shows them as one.
+N samples in the order of the source, I images in the order of their samples:
+
+    /samples/  id S<n> (UTF-8)
+               shard i4, json_offset i8, json_size i4: the record's JSON; bytes in the shard
+               image_start i8 [N + 1]: the images of sample i are image_start[i] to image_start[i + 1]
+               text_tokens i4 (all but the image pads), vision_tokens i4 (the image pads; four patches each)
+               category i2, language i2, source i2, license i2: into /tables
                content_hash u8 (xxh3_64 of JSON and image bytes)
     /images/   offset i8, size i8 (bytes in the sample's shard), width i4, height i4 (pixels in the header)
     /tables/   category, language, source, license, shard (strings), shard_bytes i8
+    /parts/    the part files: onevision.corpus.hdf5
     attributes format_version, samples, tokenizer, template, min_pixels, max_pixels, fingerprint
 
-The columns are contiguous and are mapped into memory, so that processes share them and forking is safe.
+image_start, category, language, source, license and the tables lie in `corpus.h5` itself, all other columns are virtual
+datasets over the part files. Plain h5py reads them as one, as long as no part file is missing (HDF5 shows its rows as
+zeros); `CorpusIndex.open` looks at every part and shard, then maps the columns into memory, so that processes share
+them and forking is safe.
 """
 
 from __future__ import annotations
@@ -20,12 +30,14 @@ from typing import Any
 import h5py
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from onevision.corpus import hdf5
+from onevision.corpus.hdf5 import Column
 from onevision.errors import DataError, InputError
 from onevision.fingerprint import value_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "corpus.h5"
 TABLES = ("category", "language", "source", "license")
 SAMPLES = {
@@ -34,13 +46,11 @@ SAMPLES = {
     "json_size": "<i4",
     "text_tokens": "<i4",
     "vision_tokens": "<i4",
-    "category": "<i2",
-    "language": "<i2",
-    "source": "<i2",
-    "license": "<i2",
     "content_hash": "<u8",
 }
 IMAGES = {"offset": "<i8", "size": "<i8", "width": "<i4", "height": "<i4"}
+_PART_COLUMNS = [*(f"samples/{name}" for name in ("id", *SAMPLES)), *(f"images/{name}" for name in IMAGES)]
+_PLACES = ("shard", "json_offset", "offset")  # where samples lie is no part of what they are
 
 
 @dataclass(frozen=True)
@@ -48,28 +58,28 @@ class CorpusIndex:
     """An opened `corpus.h5` of N samples and I images: the columns of the file; those of images begin with `image_`."""
 
     path: Path
-    id: np.ndarray  # S<n> [N]
-    shard: np.ndarray  # [N], into `shards`
-    json_offset: np.ndarray
-    json_size: np.ndarray
-    image_start: np.ndarray  # [N + 1]: the images of sample i are image_start[i] to image_start[i + 1]
-    text_tokens: np.ndarray
-    vision_tokens: np.ndarray
-    category: np.ndarray  # [N], into `categories`
-    language: np.ndarray
-    source: np.ndarray
-    license: np.ndarray
-    content_hash: np.ndarray
-    image_offset: np.ndarray  # [I]
-    image_size: np.ndarray
-    image_width: np.ndarray
-    image_height: np.ndarray
+    id: Column  # S<n> [N]
+    shard: Column  # [N], into `shards`
+    json_offset: Column
+    json_size: Column
+    image_start: NDArray[np.int64]  # [N + 1]: the images of sample i are image_start[i] to image_start[i + 1]
+    text_tokens: Column
+    vision_tokens: Column
+    category: NDArray[np.int16]  # [N], into `categories`
+    language: NDArray[np.int16]
+    source: NDArray[np.int16]
+    license: NDArray[np.int16]
+    content_hash: Column
+    image_offset: Column  # [I]
+    image_size: Column
+    image_width: Column
+    image_height: Column
     categories: tuple[str, ...]
     languages: tuple[str, ...]
     sources: tuple[str, ...]
     licenses: tuple[str, ...]
     shards: tuple[str, ...]
-    shard_bytes: np.ndarray
+    shard_bytes: NDArray[np.int64]
     tokenizer: str  # fingerprint
     template: str  # fingerprint
     min_pixels: int
@@ -80,23 +90,23 @@ class CorpusIndex:
         return len(self.id)
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each encoded sample, int32 [N]."""
-        return self.text_tokens + self.vision_tokens
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each encoded sample, int32 [N]; a new array."""
+        return np.asarray(self.text_tokens) + np.asarray(self.vision_tokens)
 
     @property
-    def patches(self) -> np.ndarray:
-        """Image patches of each sample, int32 [N]: four to a vision token."""
-        return self.vision_tokens * 4
+    def patches(self) -> NDArray[np.int32]:
+        """Image patches of each sample, int32 [N]: four to a vision token; a new array."""
+        return np.asarray(self.vision_tokens) * 4
 
     @classmethod
     def open(cls, folder: str | Path, check_shards: bool = True) -> CorpusIndex:
-        """Open the index of a corpus folder and check that every shard is there and has its size, unless they lie
-        elsewhere.
+        """Open the index of a corpus folder and check that every part and every shard is there and has its size;
+        shards only if they lie beside it.
 
         Raises:
             InputError: there is no corpus.h5, or it has another format.
-            DataError: corpus.h5 is damaged, or a shard is missing, truncated or too long.
+            DataError: corpus.h5 is damaged, or a part or a shard is missing, truncated, too long or of another making.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -110,66 +120,93 @@ class CorpusIndex:
                 samples = int(file.attrs["samples"])
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}): run `make corpus` again") from None
+        except DataError as error:
+            raise DataError(f"{error}: run `make corpus` again") from None
         index._check_counts(samples)
         if check_shards:
             index._check_shards()
         return index
 
     def _check_counts(self, samples: int) -> None:
-        lengths = {len(getattr(self, name)) for name in ("id", *SAMPLES)} | {len(self.image_start) - 1, samples}
+        names = ("id", *SAMPLES, *TABLES)
+        lengths = {len(getattr(self, name)) for name in names} | {len(self.image_start) - 1, samples}
         images = {len(getattr(self, f"image_{name}")) for name in IMAGES} | {int(self.image_start[-1])}
         if len(lengths) != 1 or len(images) != 1:
             raise DataError(f"{self.path} is damaged (its columns have different lengths): run `make corpus` again")
 
     def _check_shards(self) -> None:
-        for name, size in zip(self.shards, self.shard_bytes, strict=True):
+        for name, size in zip(self.shards, self.shard_bytes.tolist(), strict=True):
             shard = self.path.parent / name
-            if not shard.is_file():
-                raise DataError(f"{shard} is missing, {FILE} says {size} bytes: run `make corpus` again")
-            found = shard.stat().st_size
+            try:
+                found = shard.stat().st_size
+            except OSError:
+                raise DataError(f"{shard} is missing, {FILE} says {size} bytes: run `make corpus` again") from None
             if found != size:
                 raise DataError(f"{shard} has {found} bytes, {FILE} says {size}: run `make corpus` again")
 
 
-def write_index(
-    path: Path,
-    ids: Sequence[bytes],
-    samples: Mapping[str, Sequence[int]],
-    image_start: Sequence[int],
-    images: Mapping[str, Sequence[int]],
-    tables: Mapping[str, Sequence[str]],
-    shards: Sequence[tuple[str, int]],
-    attributes: Mapping[str, str | int],
-) -> str:
-    """Write `corpus.h5` from its columns; `shards` are names and bytes.
+class IndexWriter:
+    """Collects from the parts, one after the other, what `corpus.h5` itself holds, and the fingerprint."""
 
-    Returns:
-        The corpus fingerprint: of the ids, contents, lengths and attributes in their order. Where they lie is left
-        out, so that other shard sizes do not make packs stale.
-    """
-    columns = {f"samples/{name}": np.array(samples[name], dtype=dtype) for name, dtype in SAMPLES.items()}
-    columns |= {f"images/{name}": np.array(images[name], dtype=dtype) for name, dtype in IMAGES.items()}
-    columns["samples/id"] = np.array(ids, dtype="S")
-    columns["samples/image_start"] = np.array(image_start, dtype="<i8")
-    columns["tables/shard_bytes"] = np.array([size for _, size in shards], dtype="<i8")
-    state = xxhash.xxh3_128(value_digest([dict(attributes), dict(tables)]).encode())
-    for name in sorted(columns):
-        if name.partition("/")[2] not in ("shard", "shard_bytes", "json_offset", "offset"):
-            state.update(columns[name].tobytes())
-    fingerprint = state.hexdigest()
-    with hdf5.create(path) as file:
-        for name, values in columns.items():
-            file.create_dataset(name, data=values)
-        for name, strings in {**tables, "shard": [name for name, _ in shards]}.items():
-            file.create_dataset(f"tables/{name}", data=list(strings), dtype=h5py.string_dtype())
-        file.attrs.update(attributes, format_version=FORMAT_VERSION, samples=len(ids), fingerprint=fingerprint)
-    return fingerprint
+    def __init__(self) -> None:
+        self._states = {name: xxhash.xxh3_128() for name in sorted(("id_hash", "image_count", *SAMPLES, *IMAGES))}
+        self._numbers: dict[str, list[NDArray[np.int16]]] = {name: [] for name in TABLES}
+        self._counts: list[NDArray[np.int32]] = []
+
+    def add(
+        self,
+        samples: Mapping[str, NDArray[Any]],
+        numbers: Mapping[str, NDArray[np.int16]],
+        images: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Take the columns of the next part: those of its samples with id_hash and image_count, its numbers in the
+        tables of the corpus, and those of its images."""
+        for name, values in (*samples.items(), *images.items()):
+            self._states[name].update(values.tobytes())
+        for name, values in numbers.items():
+            self._numbers[name].append(values)
+        self._counts.append(samples["image_count"])
+
+    def write(
+        self,
+        folder: Path,
+        parts: Sequence[str],
+        tables: Mapping[str, Sequence[str]],
+        shards: Sequence[tuple[str, int]],
+        attributes: Mapping[str, str | int],
+    ) -> str:
+        """Write `corpus.h5` over the part files in `folder`; `shards` are names and bytes.
+
+        Returns:
+            The corpus fingerprint: of the ids, contents, lengths and attributes in their order. Where they lie is left
+            out, so that other shard sizes do not make packs stale.
+        """
+        numbers = {name: np.concatenate([*found, np.empty(0, np.int16)]) for name, found in self._numbers.items()}
+        counts = np.concatenate([*self._counts, np.empty(0, np.int32)])
+        start = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=start[1:])
+        digests = {name: state.hexdigest() for name, state in self._states.items() if name not in _PLACES}
+        digests |= {name: xxhash.xxh3_128_hexdigest(values.tobytes()) for name, values in numbers.items()}
+        fingerprint = value_digest([dict(attributes), {name: list(tables[name]) for name in TABLES}, digests])
+        temporary = folder / f".{FILE}.tmp"
+        with hdf5.create(temporary) as file:
+            hdf5.add_parts(file, folder, parts, _PART_COLUMNS)
+            for name, values in {**numbers, "image_start": start}.items():
+                file.create_dataset(f"samples/{name}", data=values)
+            for name, strings in {**tables, "shard": [name for name, _ in shards]}.items():
+                file.create_dataset(f"tables/{name}", data=list(strings), dtype=h5py.string_dtype())
+            file.create_dataset("tables/shard_bytes", data=np.array([size for _, size in shards], "<i8"))
+            file.attrs.update(attributes, format_version=FORMAT_VERSION, samples=len(counts), fingerprint=fingerprint)
+        temporary.replace(folder / FILE)
+        return fingerprint
 
 
 def _columns(path: Path, file: h5py.File) -> dict[str, Any]:
-    names = ("id", "image_start", *SAMPLES)
-    values: dict[str, Any] = {name: hdf5.mapped(path, file[f"samples/{name}"]) for name in names}
-    values |= {f"image_{name}": hdf5.mapped(path, file[f"images/{name}"]) for name in IMAGES}
+    shown = hdf5.open_parts(path, file, _PART_COLUMNS)
+    values: dict[str, Any] = {
+        name.replace("samples/", "").replace("images/", "image_"): column for name, column in shown.items()
+    }
+    values |= {name: hdf5.mapped(path, file[f"samples/{name}"]) for name in ("image_start", *TABLES)}
     plural = {"category": "categories", "language": "languages", "source": "sources", "license": "licenses"}
     for name, attribute in {**plural, "shard": "shards"}.items():
         values[attribute] = tuple(file[f"tables/{name}"].asstr()[()].tolist())

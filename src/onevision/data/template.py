@@ -57,9 +57,12 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer, image_token
     return np.concatenate([ids for ids, _ in _encoded(pieces, tokenizer, image_tokens)])
 
 
-def text_token_count(record: Record, tokenizer: Tokenizer) -> int:
-    """Tokens of the encoded record without its image pads."""
-    return len(encode(record, tokenizer, [0] * len(record.images)).ids)
+def text_token_counts(records: Sequence[Record], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each encoded record without its image pads."""
+    cut = [list(_pieces(record.messages)) for record in records]
+    counts = iter(tokenizer.counts([text for pieces in cut for text, _ in pieces if text is not None]))
+    # An image without its pads still has its begin and its end.
+    return [sum(2 if text is None else next(counts) for text, _ in pieces) for pieces in cut]
 
 
 def _pieces(messages: Sequence[Message]) -> Iterator[tuple[str | None, bool]]:

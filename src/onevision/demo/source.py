@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from onevision.corpus.formats.records import RECORDS
 from onevision.corpus.record import Record, record_fields
-from onevision.corpus.source import RECORDS
 from onevision.demo.charts import charts_record
 from onevision.demo.counting import counting_record
 from onevision.demo.digits import digits_record

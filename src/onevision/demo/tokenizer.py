@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from onevision.corpus.source import RECORDS
+from onevision.corpus.formats.records import RECORDS
 from onevision.data.template import DEFAULT_SYSTEM
 from onevision.errors import InputError
 from onevision.files import write_json, write_text

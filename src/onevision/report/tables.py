@@ -161,8 +161,8 @@ def lineage(results: Results) -> list[Lineage]:
     data = [("Corpus", folders.corpus, results.corpus), ("Held-out corpus", folders.heldout, results.heldout)]
     for name, folder, record in data:
         if record:
-            inputs = record["inputs"]
-            made_from = f"source {inputs['source'][:12]}, tokenizer {inputs['tokenizer'][:12]}"
+            source = record["summary"]["source"]
+            made_from = f"source {source[:12]}, tokenizer {record['inputs']['tokenizer'][:12]}"
             add(name, folder, record["summary"]["fingerprint"], made_from, record["seconds"])
     if results.packs:
         made_from = f"corpus {results.packs['inputs']['corpus'][:12]}"

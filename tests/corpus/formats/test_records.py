@@ -5,10 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from onevision.corpus.formats import Rejected, list_units, read_unit
+from onevision.corpus.formats.records import read_records
 from onevision.corpus.record import Record, record_fields
-from onevision.corpus.source import Rejected, read_records, source_digest
 from onevision.errors import InputError
+from onevision.recipe import DataRecipe
 from tests.fixtures import sample_record, write_records
+
+
+def recipe(source: Path, shard_samples: int = 5) -> DataRecipe:
+    return DataRecipe(source=str(source), shard_samples=shard_samples)
+
+
+def digest(source: Path) -> str:
+    return list_units(recipe(source)).digest
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -17,7 +27,7 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
 
 
 def test_missing_source_names_the_file(tmp_path: Path) -> None:
-    for attempt in (lambda: list(read_records(tmp_path / "no")), lambda: source_digest(tmp_path / "no")):
+    for attempt in (lambda: list(read_records(tmp_path / "no")), lambda: digest(tmp_path / "no")):
         with pytest.raises(InputError, match=r"no/records\.jsonl does not exist.*data\.source"):
             attempt()
 
@@ -60,7 +70,11 @@ def test_what_is_wrong_with_a_line_is_told_and_the_rest_is_read(tmp_path: Path) 
         (name, reason) for _, name, reason in bad
     ]
     assert all(isinstance(item, Rejected) and f"line {n}" in item.detail for n, item in enumerate(rejected, start=2))
-    assert source_digest(tmp_path)[1] == len(found)
+    for most in (1, 4, 100):
+        data = recipe(tmp_path, most)
+        units = list_units(data).units
+        assert len(units) == -(-len(found) // most)
+        assert [item for unit in units for item in read_unit(data, unit)] == found
 
 
 def test_text_only_lines_need_no_images_key(tmp_path: Path) -> None:
@@ -69,22 +83,22 @@ def test_text_only_lines_need_no_images_key(tmp_path: Path) -> None:
     assert list(read_records(tmp_path)) == [record]
 
 
-def test_digest_follows_text_image_bytes_and_missing_images(tmp_path: Path) -> None:
+def test_digest_follows_text_and_sizes_of_images_and_missing_ones(tmp_path: Path) -> None:
     records = [sample_record(i) for i in range(3)]
     folder = write_records(tmp_path / "a", records)
-    digests = [source_digest(folder)]
-    assert digests[0] == source_digest(write_records(tmp_path / "b", records)) and digests[0][1] == 3
+    digests = [digest(folder)]
+    assert digests[0] == digest(write_records(tmp_path / "b", records))
     (folder / "unused.png").write_bytes(b"x")
     (folder / "step.json").write_text("{}")
-    assert source_digest(folder) == digests[0]
+    assert digest(folder) == digests[0]
     image = folder / "images" / "00001_0.png"
     image.write_bytes(image.read_bytes() + b"\0")
-    digests.append(source_digest(folder))
+    digests.append(digest(folder))
     image.unlink()
-    digests.append(source_digest(folder))
+    digests.append(digest(folder))
     (folder / "records.jsonl").write_bytes(b"".join(lines(folder)[:-1]))
-    digests.append(source_digest(folder))
-    assert len({digest for digest, _ in digests}) == 4
+    digests.append(digest(folder))
+    assert len(set(digests)) == 4
 
 
 def test_order_of_equal_records_is_kept(tmp_path: Path) -> None:
