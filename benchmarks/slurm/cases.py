@@ -20,15 +20,16 @@ from onevision.recipe import Recipe, load_recipe
 from onevision.training.history import read_metrics
 
 NODES = 2
-AT_STEP = 25  # a run is disturbed after this step: five after a checkpoint
+INTERVAL = 15  # steps between checkpoints
+AT_STEP = 20  # a run is disturbed after this step: five after a checkpoint
 SETTINGS = (
-    "train.steps=60",
+    "train.steps=40",
     "train.global_batch_size=2",
-    "checkpoint.interval=20",
+    f"checkpoint.interval={INTERVAL}",
     "checkpoint.asynchronous=false",
-    "train.hang_seconds=60",
+    "train.hang_seconds=180",  # joining the other ranks is a part of it, and many start at once on few cores
 )
-_SECONDS = 240.0  # that any part of a case may take
+_SECONDS = 600.0  # that any part of a case may take: a machine may be busy with something else
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ CASES = (
     Case("rank killed", "SIGKILL of one rank", _signal_rank(signal.SIGKILL), ("crashed",)),
     Case("batch host dies", "all processes of the first node killed", _kill_node(0), ("lost",)),
     Case("other node dies", "all processes of the last node killed", _kill_node(-1), ("crashed", "lost")),
-    Case("rank hangs", "SIGSTOP of one rank", _signal_rank(signal.SIGSTOP), ("hung",), ("train.hang_seconds=20",)),
+    Case("rank hangs", "SIGSTOP of one rank", _signal_rank(signal.SIGSTOP), ("hung",), ("train.hang_seconds=40",)),
+    # The last one: see tests/slurm/test_cases.py.
     Case("controller restarts", "slurmctld killed, 2 s without it", _restart_controller, ("finished",)),
 )
 

@@ -22,7 +22,7 @@ from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
 STOP_AT = 5
-_SECONDS = 300.0
+_SECONDS = 900.0  # that a pipeline may take
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,20 @@ def pipeline_recipes(recipe_file: Path, folder: Path) -> Path:
     return recipes
 
 
-def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, int]:
-    """Queue all steps of a folder of recipes and wait until none is left; numbers of the jobs by name."""
+def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, str]:
+    """Queue all steps of a folder of recipes and wait until none is left; by name how the accounting says they ended,
+    which it learns a moment after the queue."""
     before = set(lab.slurm.queue())
     run_pipeline([str(recipes), f"nodes={nodes}", f"site={site_file}", *settings])
     jobs = {job.comment + ":" + job.name: number for number, job in lab.slurm.queue().items() if number not in before}
     until = time.monotonic() + _SECONDS
-    while set(jobs.values()) & set(lab.slurm.queue()):
+    while True:
+        states = {number: job.state for number, job in lab.slurm.accounting(jobs.values()).items()}
+        if len(states) == len(jobs) and not set(states.values()) & {"PENDING", "RUNNING", "REQUEUED", "COMPLETING"}:
+            return {name: states[number] for name, number in jobs.items()}
         if time.monotonic() > until:
-            raise LabError(f"the pipeline of {recipes} did not end within {_SECONDS:.0f} s")
+            raise LabError(f"the pipeline of {recipes} did not end within {_SECONDS:.0f} s: {states}")
         time.sleep(0.3)
-    return jobs
 
 
 def submission_seconds(lab: Lab, site_file: Path, recipe_file: Path, folder: Path) -> tuple[float, float]:

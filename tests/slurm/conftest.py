@@ -18,6 +18,12 @@ from tests.training.conftest import data_values, recipe_values
 __all__ = ["data_values", "recipe_values"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:  # whole jobs, on a machine that may be busy
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A cluster of the tests' own, beside that of `make slurm-up`. What a killed test run has left is removed first."""
