@@ -138,8 +138,8 @@ def fill_charts(facts: PackFacts) -> list[Chart]:
             "packs",
             in_percent(summary["fill_histogram"]),
             "{:.0f} %",
-            f"Packs by the share of their {facts.sequence_length:,} tokens that is real; the rest is padding, which costs "
-            f"as much. The further right the better: {full:,} of {summary['packs']:,} are at least 95 % full.",
+            f"Packs by the share of their {facts.sequence_length:,} tokens that is real; the rest is padding, which "
+            f"costs as much. The further right the better: {full:,} of {summary['packs']:,} are at least 95 % full.",
             trim=False,
         ),
         Chart(
@@ -230,7 +230,7 @@ LARGEST_HINT = "The packs that cost most: the rank that gets one has most to do.
 def dealing_hint(facts: PackFacts) -> str:
     """How to read the table of dealings, or why there is none."""
     if not facts.dealings:
-        return f"{facts.summary['packs']:,} packs are too few to measure it: no global batch size that was tried fits."
+        return "There are too few packs to measure it: they do not fill a step of any global batch size that was tried."
     steps = max(row.steps for row in facts.dealings)
     return (
         "Cost of the dearest less that of the cheapest data-parallel rank in a step, of the mean: packs dealt by the "
@@ -247,8 +247,8 @@ def waiting(facts: PackFacts) -> str:
         return ""
     return (
         f"A step ends with its dearest rank. Of {shown.ranks} ranks with {shown.global_batch_size:,} packs a step an "
-        f"average one has {percent(shown.waiting, 2)} less to do than that, and waits for it; with packs dealt at random "
-        f"it is {percent(shown.random_waiting, 1)}."
+        f"average one has {percent(shown.waiting, 2)} less to do than that, and waits for it; with packs dealt at "
+        f"random it is {percent(shown.random_waiting, 1)}."
     )
 
 

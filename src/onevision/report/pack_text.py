@@ -122,7 +122,9 @@ def _dealings(console: Console, facts: PackFacts) -> None:
 
 
 def _dealing(found: Dealing | None) -> str:
-    return f"{percent(found.spread, 2)} ({percent(found.random_spread, 1)})" if found else ""
+    if found is None:
+        return ""
+    return f"{percent(found.spread, 2 if found.spread < 0.1 else 1)} ({percent(found.random_spread)})"
 
 
 def _left_out(console: Console, facts: PackFacts) -> None:
