@@ -57,6 +57,9 @@ corpus: $(READY)  ## records and images -> shards and corpus.h5
 pack: $(READY)  ## corpus -> packs.h5
 	@$(JOBS) pack $(call recipe,stage1_5) $(data)
 
+pack-report: $(READY)  ## text and packs' report.html: histograms, fill, compression, cost balance
+	@$(JOBS) pack-report $(call recipe,stage1_5) $(data)
+
 ##@ Training
 
 init: $(READY)  ## stage-0 checkpoint with random weights
@@ -141,5 +144,5 @@ endif
 $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
-.PHONY: help setup demo test corpus pack init import stage1 stage1_5 stage2 resume pipeline status logs cancel eval \
-  report export slurm-up slurm-down slurm-check scripts test-fast lint clean-demo
+.PHONY: help setup demo test corpus pack pack-report init import stage1 stage1_5 stage2 resume pipeline status logs cancel \
+  eval report export slurm-up slurm-down slurm-check scripts test-fast lint clean-demo

@@ -28,6 +28,7 @@ JOBS = {
     "demo": Job("jobs.demo:run", "the whole pipeline on this machine, small, with a report at the end"),
     "corpus": Job("jobs.data:run_corpus", "records and their images -> shards and corpus.h5"),
     "pack": Job("jobs.data:run_pack", "corpus -> packs.h5, full sequences"),
+    "pack-report": Job("jobs.pack_report:run", "the packs as text and report.html: fill, compression, cost balance"),
     "init": Job("jobs.train:run_init", "a stage-0 checkpoint with random weights"),
     "import": Job("jobs.convert:run_import", "a stage-0 checkpoint of Hugging Face directories"),
     "train": Job("jobs.train:run_train", "one stage; the same command continues it"),
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m jobs",
         usage="%(prog)s NAME [argument] [key=value ...]",
         description="Jobs (python -m jobs NAME --help tells more about one):\n\n"
-        + "\n".join(f"  {name:<10} {job.help}" for name, job in JOBS.items()),
+        + "\n".join(f"  {name:<12} {job.help}" for name, job in JOBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)

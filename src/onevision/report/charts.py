@@ -76,6 +76,11 @@ def percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
+def in_percent(counted: dict[str, list[float]]) -> dict[str, list[float]]:
+    """A histogram `{edges, counts}` of shares (0 to 1) with its edges in percent."""
+    return {"edges": [100 * edge for edge in counted["edges"]], "counts": counted["counts"]}
+
+
 def smooth(values: Sequence[float]) -> np.ndarray:
     """Centred moving average with a Hann window over `SMOOTHING` of the curve; the window shrinks at the ends."""
     width = max(3, round(len(values) * SMOOTHING)) | 1

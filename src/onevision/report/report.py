@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from onevision import __version__
 from onevision.files import write_text
 from onevision.progress import duration
-from onevision.report.charts import histogram, percent
+from onevision.report.charts import histogram, in_percent, percent
 from onevision.report.curves import category_losses, model_line, panels, stage_table, stage_title, strips
 from onevision.report.examples import example_groups
+from onevision.report.page import Card, page
 from onevision.report.results import PipelineFolders, Results, make_command, read_results
 from onevision.report.summary import summarise
 from onevision.report.tables import (
@@ -26,17 +23,6 @@ from onevision.report.tables import (
     licences,
     lineage,
 )
-
-HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Card:
-    """A headline figure."""
-
-    name: str
-    value: str
-    note: str
 
 
 def write_report(pipeline: PipelineFolders, output: str | Path | None = None) -> Path:
@@ -56,16 +42,7 @@ def write_report(pipeline: PipelineFolders, output: str | Path | None = None) ->
 
 def render(results: Results, summary: dict[str, Any]) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = percent
-    environment.filters["width"] = lambda value: f"{100 * value:.2f}"
-    return environment.get_template("report.html").render(_context(results, summary))
+    return page("report.html", _context(results, summary))
 
 
 def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +52,8 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     losses, loss_axis, boundaries = category_losses(stages) if stages else ([], None, [])
     packs = results.packs["summary"] if results.packs else None
     return {
-        "css": (HERE / "report.css").read_text(encoding="utf-8"),
         "title": results.folders.root.name,
         "root": str(results.folders.root),
-        "version": __version__,
         "summary": summary,
         "overall": overall,
         "facts": _facts(results, summary),
@@ -96,7 +71,7 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
         "stage_table": stage_table(stages),
         "peak": _peak(summary["hardware"]),
         "flow": _flow(results, summary),
-        "fill_chart": histogram(_percent(packs["fill_histogram"]), "{:.0f} %") if packs else None,
+        "fill_chart": histogram(in_percent(packs["fill_histogram"]), "{:.0f} %") if packs else None,
         "length_chart": histogram(packs["length_histogram"], "{:,.0f}", trim=True) if packs else None,
         "category_table": category_table(results),
         "language_counts": language_counts(results),
@@ -179,10 +154,6 @@ def _peak(hardware: dict[str, Any]) -> str:
     if not hardware:
         return "the device's peak"
     return f"{hardware['peak_tflops']:,g} TFLOP/s ({hardware['peak_source']})"
-
-
-def _percent(counted: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {"edges": [100 * edge for edge in counted["edges"]], "counts": counted["counts"]}
 
 
 def _next_steps(results: Results) -> list[tuple[str, str]]:
