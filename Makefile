@@ -117,6 +117,14 @@ slurm-check: $(READY)  ## disturb real jobs in every way there is, and show that
 scripts: $(READY)  ## write the plain sbatch scripts of sbatch/ anew
 	@$(JOBS) scripts
 
+##@ Benchmarks
+
+bench-packing: $(READY)  ## the solver and its packs at 85M samples, beside peers
+	@.venv/bin/python -m benchmarks.packing $(ARGS)
+
+bench-data: $(READY)  ## images, lengths and the loader, beside peers
+	@.venv/bin/python -m benchmarks.data $(ARGS)
+
 ##@ Development
 
 test-fast: $(READY)  ## the tests that take a moment, until the first failure
@@ -144,5 +152,5 @@ endif
 $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
-.PHONY: help setup demo test corpus pack pack-report init import stage1 stage1_5 stage2 resume pipeline status logs cancel \
-  eval report export slurm-up slurm-down slurm-check scripts test-fast lint clean-demo
+.PHONY: help setup demo test corpus pack pack-report init import stage1 stage1_5 stage2 resume pipeline status logs \
+  cancel eval report export slurm-up slurm-down slurm-check scripts bench-packing bench-data test-fast lint clean-demo

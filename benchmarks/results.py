@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from onevision.files import write_json
 
@@ -48,6 +52,19 @@ def write_results(name: str, rows: list[Row], versions: dict[str, str]) -> Path:
     }
     write_json(path, content)
     return path
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print rows as a table."""
+    table = Table(title=title)
+    for column in ("what", "measure", "value", "beside it", "ratio", "goal"):
+        table.add_column(column)
+    for row in rows:
+        ratio = f"{row.ratio:.3g}" if row.ratio else ""
+        goal = row.goal if row.met else f"{row.goal} (not met)"
+        beside = f"{row.reference}: {row.reference_value:.4g}"
+        table.add_row(row.path, row.measure, f"{row.value:.4g} {row.unit}", beside, ratio, goal)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def package_versions(*names: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Image to patches on a core: our decoders against Hugging Face's image processors on the same photographs.
 
-    python -m benchmarks.data.images [rounds=5] [fast=PYTHON] [strict=1]
+    python -m benchmarks.data.images [PYTHON of the fast processor]
 
 The photographs are those that scikit-image and scikit-learn ship, as JPEG of quality 90; the pixel limits are the
 recipe's. Every contender decodes, resizes, normalises and cuts into patches, one image at a time. A figure is images a
@@ -28,14 +28,12 @@ import skimage
 import sklearn
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import Row, package_versions, show, write_results
 from onevision.data.decode import ImageDecoder, image_decoder, image_patches
 from onevision.data.image import STD
-from onevision.errors import InputError, OneVisionError
+from onevision.errors import InputError
 from onevision.recipe import DataRecipe
 
 PATH = "data/images"
@@ -144,36 +142,14 @@ def _differences(
     ]
 
 
-def show(rows: list[Row]) -> None:
-    """The table."""
-    table = Table(title="image to patches")
-    for column in ("what", "measure", "value", "beside it", "ratio", "goal"):
-        table.add_column(column)
-    for row in rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio else ""
-        goal = row.goal if row.met else f"{row.goal} (not met)"
-        beside = f"{row.reference}: {row.reference_value:.3g}"
-        table.add_row(row.path, row.measure, f"{row.value:.3g} {row.unit}", beside, ratio, goal)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def main(arguments: list[str]) -> int:
-    """Measure, write benchmarks/results/images.json; see the head comment."""
-    given = dict(text.partition("=")[::2] for text in arguments)
-    if unknown := given.keys() - {"rounds", "fast", "strict"}:
-        raise InputError(f"unknown argument {unknown.pop()!r}; there are: rounds, fast, strict")
-    if not given.get("rounds", "5").isdecimal() or not int(given.get("rounds", "5")):
-        raise InputError(f"rounds={given['rounds']} is not a number of rounds")
-    rows, versions = figures(int(given.get("rounds", "5")), given.get("fast", sys.executable))
+def main(fast: str = sys.executable, rounds: int = 5) -> list[Row]:
+    """Measure, write benchmarks/results/images.json, and print; see the head comment."""
+    rows, versions = figures(rounds, fast)
     path = write_results("images", rows, versions)
-    show(rows)
+    show("image to patches", rows)
     print(f"written to {path}")
-    return 1 if given.get("strict") == "1" and not all(row.met for row in rows) else 0
+    return rows
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except OneVisionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    main(*sys.argv[1:2])

