@@ -22,7 +22,7 @@ from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
 STOP_AT = 5
-_SECONDS = 900.0  # that a pipeline may take
+_SECONDS = 900.0  # that jobs may take
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,26 @@ def pipeline_recipes(recipe_file: Path, folder: Path) -> Path:
 
 
 def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, str]:
-    """Queue all steps of a folder of recipes and wait until none is left; by name how the accounting says they ended,
-    which it learns a moment after the queue."""
+    """Queue all steps of a folder of recipes and wait until none is left; by name how they ended."""
     before = set(lab.slurm.queue())
     run_pipeline([str(recipes), f"nodes={nodes}", f"site={site_file}", *settings])
     jobs = {job.comment + ":" + job.name: number for number, job in lab.slurm.queue().items() if number not in before}
+    return ends(lab, jobs)
+
+
+def ends(lab: Lab, jobs: dict[str, int]) -> dict[str, str]:
+    """Wait until the accounting says of all jobs how they ended, a moment after they leave the queue; that by name.
+
+    Raises:
+        LabError: it took too long.
+    """
     until = time.monotonic() + _SECONDS
     while True:
         states = {number: job.state for number, job in lab.slurm.accounting(jobs.values()).items()}
         if len(states) == len(jobs) and not set(states.values()) & {"PENDING", "RUNNING", "REQUEUED", "COMPLETING"}:
             return {name: states[number] for name, number in jobs.items()}
         if time.monotonic() > until:
-            raise LabError(f"the pipeline of {recipes} did not end within {_SECONDS:.0f} s: {states}")
+            raise LabError(f"jobs {jobs} did not end within {_SECONDS:.0f} s: {states}")
         time.sleep(0.3)
 
 

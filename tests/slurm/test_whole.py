@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import pytest
 
 from benchmarks.slurm.cases import Run, submit
 from benchmarks.slurm.lab import Lab
+from benchmarks.slurm.whole import ends as ends_of_jobs
 from benchmarks.slurm.whole import pipeline, pipeline_recipes, sixteen_then_four
 from jobs.cluster import ROOT
+from jobs.data import run_corpus, run_pack
 from jobs.place import Place
+from jobs.records import Records
 from jobs.scripts import script
 from jobs.sites import load_site
 from jobs.train import run_resume, run_train, train_work
+from onevision.corpus.build import build_corpus
 from onevision.errors import InputError
+from onevision.packing.build import build_packs
 from onevision.recipe import load_recipe, save_recipe
 from onevision.training.history import read_metrics
 
@@ -141,6 +147,40 @@ def test_a_failing_step_cancels_what_depends_on_it(
     assert "dependency failed" in shown
     assert "needs corpus (job" in shown
     assert "3 of 3 records rejected" in shown
+
+
+def test_ranks_on_several_nodes_share_the_data_steps(
+    lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    data = load_recipe(recipe_file).data
+    one, many = tmp_path / "one", tmp_path / "many"
+    small = replace(data, shard_samples=10, pack_part_samples=20)
+    build_corpus(replace(small, corpus=str(one / "corpus")), one / "corpus")
+    build_packs(replace(small, corpus=str(one / "corpus")), one / "packs")
+
+    place = [f"site={site_file}", "nodes=2", "ranks=4", "data.shard_samples=10", "data.pack_part_samples=20"]
+    folders = [f"data.corpus={many}/corpus", f"data.packs={many}/packs"]
+    for name, run in (("corpus", run_corpus), ("pack", run_pack)):
+        assert run([str(recipe_file), *place, *folders]) == 0
+        job = json.loads((many / "log" / "slurm" / f"{name}.job.json").read_text())["job_id"]
+        assert ends_of_jobs(lab, {name: job}) == {name: "COMPLETED"}
+    for folder in ("corpus", "packs"):
+        names = {path.name for path in (one / folder).iterdir()}
+        assert len(names) > 4 and names == {path.name for path in (many / folder).iterdir()}
+        for name in names - {"step.json"}:
+            assert (one / folder / name).read_bytes() == (many / folder / name).read_bytes()
+
+
+def test_a_rank_that_fails_ends_the_data_step(lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "records.jsonl").write_text("not a record\n" * 9)
+    settings = [f"data.source={tmp_path}/broken", f"data.corpus={tmp_path}/out/corpus", "data.shard_samples=1"]
+    run_corpus([str(recipe_file), f"site={site_file}", "nodes=2", "ranks=4", *settings])
+    job = json.loads((tmp_path / "out" / "log" / "slurm" / "corpus.job.json").read_text())["job_id"]
+    assert ends_of_jobs(lab, {"corpus": job}) == {"corpus": "FAILED"}
+    (end,) = [row for row in Records(tmp_path / "out" / "log" / "slurm", "corpus").events() if row["event"] == "end"]
+    assert (end["exit_code"], end["decision"]) == (3, "stop")
+    assert "9 of 9 records rejected" in end["message"]
 
 
 def test_resume_needs_no_more_than_the_run(lab: Lab, site_file: Path, recipe_file: Path, tmp_path: Path) -> None:
