@@ -61,11 +61,11 @@ def solve_bounded(
     rest = _deal_long(lengths, patches, split, limits, patch_cost, held, head, link, state)
     pool = make_pool(lengths, patches, split, state)
     mean = (totals[2] + patch_cost * totals[1]) // count
-    fill_up(pool, held, head, link, limits, patch_cost, mean, state)
+    added, start = fill_up(pool, held, limits, patch_cost, mean, state)
     rest = np.concatenate([rest, left_in(pool)])
     if len(rest):
         head = _place_rest(lengths, patches, limits, held, head, link, rest)
-    return _in_random_order(head, link, state)
+    return _in_random_order(head, link, added, start, state)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -249,17 +249,29 @@ def _place_rest(
 
 
 @numba.njit(cache=True, nogil=True)
-def _in_random_order(head: Array, link: Array, state: Array) -> tuple[Array, Array]:
-    order = np.flatnonzero(head >= 0)
-    shuffle(state, order, 0, len(order))
-    pack_start = np.zeros(len(order) + 1, np.int64)
+def _in_random_order(head: Array, link: Array, added: Array, start: Array, state: Array) -> tuple[Array, Array]:
+    """All packs that are not empty: pack m has the samples of its list, and of added[start[m]:start[m + 1]]."""
+    dealt = len(start) - 1  # the packs that came later have only lists
+    order = np.empty(len(head), np.int64)
+    count = 0
+    for pack in range(len(head)):
+        if head[pack] >= 0 or (pack < dealt and start[pack] < start[pack + 1]):
+            order[count] = pack
+            count += 1
+    shuffle(state, order, 0, count)
+    pack_start = np.zeros(count + 1, np.int64)
     samples = np.empty(len(link), np.int32)
     place = 0
-    for number in range(len(order)):
-        sample = head[order[number]]
+    for number in range(count):
+        pack = order[number]
+        sample = head[pack]
         while sample >= 0:
             samples[place] = sample
             sample = link[sample]
             place += 1
+        if pack < dealt:
+            for other in range(start[pack], start[pack + 1]):
+                samples[place] = added[other]
+                place += 1
         pack_start[number + 1] = place
     return pack_start, samples
