@@ -106,20 +106,11 @@ def _deal_long(
 
     Room is left for short samples as they are on average, with half of their patches: those can be chosen.
     """
-    number, tokens, attention, vision, longs = 0, 0, 0, 0, 0
-    for sample in range(len(lengths)):
-        length = int(lengths[sample])
-        if length < split:
-            number += 1
-            tokens += length
-            attention += length * length
-            vision += patches[sample]
-        else:
-            longs += 1
-    room_left, weighted = 2 * (tokens // max(number, 1)), attention // max(tokens, 1)
+    order, tokens, vision, attention = _dearest_first(lengths, patches, split, patch_cost)
+    longs = len(order)
+    room_left, weighted = 2 * (tokens // max(len(lengths) - longs, 1)), attention // max(tokens, 1)
     half_density = vision / max(2 * tokens, 1)
 
-    order = _dearest_first(lengths, patches, split, longs, patch_cost, state)
     count = len(held)
     heap = np.empty(count, np.int64)  # cost << PACK_BITS | pack; the pack that costs least is on top
     packs = np.arange(count)
@@ -166,31 +157,31 @@ def _put(
 
 
 @numba.njit(cache=True, nogil=True)
-def _dearest_first(lengths: Array, patches: Array, split: int, longs: int, patch_cost: int, state: Array) -> Array:
-    """The long samples by falling cost, in random order where it is nearly the same."""
-    long = np.empty(longs, np.int64)
-    place, dearest = 0, 1
+def _dearest_first(lengths: Array, patches: Array, split: int, patch_cost: int) -> tuple[Array, int, int, int]:
+    """The long samples by falling cost; tokens, patches and attention cost of all short ones."""
+    long, price = np.empty(len(lengths), np.int32), np.empty(len(lengths), np.int64)
+    longs, dearest, tokens, vision, attention = 0, 1, 0, 0, 0
     for sample in range(len(lengths)):
-        if lengths[sample] >= split:
-            long[place] = sample
-            place += 1
-            length = int(lengths[sample])
-            dearest = max(dearest, length * length + patch_cost * patches[sample])
-    shuffle(state, long, 0, longs)
-    step = np.empty(longs, np.int32)
+        length, here = int(lengths[sample]), int(patches[sample])
+        is_long = int(length >= split)
+        long[longs], price[longs] = sample, length * length + patch_cost * here  # the next one replaces a short one
+        dearest = max(dearest, is_long * price[longs])
+        longs += is_long
+        tokens += (1 - is_long) * length
+        vision += (1 - is_long) * here
+        attention += (1 - is_long) * length * length
     first = np.zeros(STEPS + 1, np.int64)
+    step = np.empty(longs, np.int32)
     for place in range(longs):
-        length = int(lengths[long[place]])
-        price = length * length + patch_cost * patches[long[place]]
-        step[place] = (STEPS - 1) * (dearest - price) // dearest
+        step[place] = int((STEPS - 1) * ((dearest - price[place]) / dearest))
         first[step[place] + 1] += 1
     for place in range(STEPS):
         first[place + 1] += first[place]
-    ordered = np.empty(longs, np.int64)
+    ordered = np.empty(longs, np.int32)
     for place in range(longs):
         ordered[first[step[place]]] = long[place]
         first[step[place]] += 1
-    return ordered
+    return ordered, tokens, vision, attention
 
 
 @numba.njit(cache=True, nogil=True)
@@ -221,11 +212,10 @@ def _place_rest(
     order = rest[np.argsort(-lengths[rest], kind="mergesort")]
     shortest = lengths[order[-1]]
     near = np.empty(NEAR, np.int64)  # packs that are looked at: those with most room, and new ones
-    size = 0
-    for pack in np.argsort(held[:count, 0], kind="mergesort")[:NEAR]:
-        if limits[0] - held[pack, 0] >= shortest:
-            near[size] = pack
-            size += 1
+    open_packs = np.flatnonzero(limits[0] - held[:count, 0] >= shortest)
+    most_room = open_packs[np.argsort(held[open_packs, 0], kind="mergesort")[:NEAR]]
+    size = len(most_room)
+    near[:size] = most_room
     for sample in order:
         length, here = int(lengths[sample]), int(patches[sample])
         best, least = -1, limits[0] + 1
