@@ -25,6 +25,7 @@ CAPACITY = 8192
 BOUNDED = {"max_patches": 24_000, "max_attention_cost": 50_000_000}  # 1.16 and 4 times the mean of a pack
 PEER_SAMPLES = 1_000_000
 TRL_SAMPLES = 100_000  # trl packs tokens, not lengths: a million samples need 3 GB and minutes
+ROUNDS = 4  # of what a disk that others use too is asked
 GLOBAL_BATCH, RANKS, STEPS = 256, 16, 200
 
 
@@ -122,27 +123,31 @@ def files(folder: Path) -> list[Row]:
         part["pack_start"] = np.array(index.pack_start[first : last + 1]) - index.pack_start[first]
     target = folder / "written"
     target.mkdir()
-    write_pack_part(folder, 0, parts[0])
-    start = time.perf_counter()
-    for number, part in enumerate(parts):
-        write_pack_part(target, number, part)
-    write_master(target, len(parts), attributes(index.samples, CAPACITY))
-    paths = sorted(target.iterdir())
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    wrote = time.perf_counter() - start
-    size = sum(path.stat().st_size for path in paths)
-    dd_wrote = peers.dd_write(folder / "dd", size)
-    dd_read = peers.dd_read(paths)
-    peers.forget(paths)
-    start = time.perf_counter()
-    read_columns(PackIndex.open(target))
-    read = time.perf_counter() - start
-    path, rule = f"pack index, {size / 1e6:,.0f} MB", ">= 80 % of dd"
+    wrote, dd_wrote, read, dd_read = [], [], [], []
+    for _ in range(ROUNDS):
+        for path in target.iterdir():
+            path.unlink()
+        start = time.perf_counter()
+        for number, part in enumerate(parts):
+            write_pack_part(target, number, part)
+        write_master(target, len(parts), attributes(index.samples, CAPACITY))
+        paths = sorted(target.iterdir())
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        wrote.append(time.perf_counter() - start)
+        size = sum(path.stat().st_size for path in paths)
+        dd_wrote.append(peers.dd_write(folder / "dd", size))
+        dd_read.append(peers.dd_read(paths))
+        peers.forget(paths)
+        start = time.perf_counter()
+        read_columns(PackIndex.open(target))
+        read.append(time.perf_counter() - start)
+    best = size / min(wrote) / 1e6, size / min(dd_wrote) / 1e6, size / min(read) / 1e6, size / min(dd_read) / 1e6
+    path, rule = f"pack index, {size / 1e6:,.0f} MB, best of {ROUNDS}", ">= 80 % of dd"
     return [
-        Row(path, "written", size / wrote / 1e6, "MB/s", "dd", size / dd_wrote / 1e6, rule, dd_wrote >= 0.8 * wrote),
-        Row(path, "read", size / read / 1e6, "MB/s", "dd", size / dd_read / 1e6, rule, dd_read >= 0.8 * read),
+        Row(path, "written", best[0], "MB/s", "dd", best[1], rule, best[0] >= 0.8 * best[1]),
+        Row(path, "read", best[2], "MB/s", "dd", best[3], rule, best[2] >= 0.8 * best[3]),
     ]
 
 

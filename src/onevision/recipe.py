@@ -130,6 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),
 }
+MAX_PART_SAMPLES = 1 << 24  # numbers of packs and samples of a part share 64 bits with their cost
 MODULES = ("vision", "adapter", "language")
 
 _MINIMUM: dict[str, float] = {
@@ -303,6 +304,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     data, optimizer, train = recipe.data, recipe.optimizer, recipe.train
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}")
+    if data.pack_part_samples > MAX_PART_SAMPLES:
+        problems.append(f"data.pack_part_samples={data.pack_part_samples} must be at most {MAX_PART_SAMPLES}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
     for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):
