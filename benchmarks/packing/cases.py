@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onevision.data.loader import PATCH_COST
 from onevision.data.schedule import deal, pack_ids
 from onevision.packing.balanced import Bounds, solve_bounded
 from onevision.packing.draws import stream
-from onevision.packing.index import COLUMNS, PackIndex, write_master, write_pack_part
+from onevision.packing.index import COLUMNS, FILE, PackIndex, part_file, write_master, write_pack_part
 from onevision.packing.parts import Parts
 from onevision.packing.solver import solve
 
@@ -128,13 +129,16 @@ def files(folder: Path) -> list[Row]:
         for path in target.iterdir():
             path.unlink()
         start = time.perf_counter()
-        for number, part in enumerate(parts):
-            write_pack_part(target, number, part)
-        write_master(target, len(parts), attributes(index.samples, CAPACITY))
+        with ThreadPoolExecutor(4) as pool:  # a part goes to the disk while the next one is made
+            waits = []
+            for number, part in enumerate(parts):
+                write_pack_part(target, number, part)
+                waits.append(pool.submit(peers.to_disk, target / part_file(number)))
+            write_master(target, len(parts), attributes(index.samples, CAPACITY))
+            waits.append(pool.submit(peers.to_disk, target / FILE))
+            for wait in waits:
+                wait.result()
         paths = sorted(target.iterdir())
-        for path in paths:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
         wrote.append(time.perf_counter() - start)
         size = sum(path.stat().st_size for path in paths)
         dd_wrote.append(peers.dd_write(folder / "dd", size))

@@ -112,7 +112,7 @@ def _deal_long(
     half_density = vision / max(2 * tokens, 1)
 
     count = len(held)
-    heap = np.empty(count, np.int64)  # cost << PACK_BITS | pack; the pack that costs least is on top
+    heap = np.empty(count, np.int64)  # cost << PACK_BITS | pack; the pack that costs least (to a step) is on top
     packs = np.arange(count)
     shuffle(state, packs, 0, count)
     for place in range(count):
