@@ -193,7 +193,7 @@ def write_pack_part(folder: Path, part: int, columns: Mapping[str, NDArray[Any]]
         OSError: as any write.
     """
     typed = {name: np.ascontiguousarray(columns[name], dtype) for name, dtype in {START: "<i8", **COLUMNS}.items()}
-    digests = {name: xxhash.xxh3_128_hexdigest(memoryview(values)) for name, values in typed.items()}
+    digests = {name: xxhash.xxh3_128_hexdigest(values.data) for name, values in typed.items()}
     attributes = {"format_version": FORMAT_VERSION, "part": part, "fingerprint": value_digest(digests)}
     write_part(folder / part_file(part), typed, attributes)
 
