@@ -65,6 +65,7 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("model.preset=9b", "model.preset='9b' is not one of tiny, 4b, 8b"),
         ("model.freeze=[head]", "'head' is not one of vision, adapter, language"),
         ("model.freeze=[vision,adapter,language]", "nothing would be trained"),
+        ("data.pack_part_samples=20000000", "data.pack_part_samples=20000000 must be at most 16777216"),
         ("data.min_pixels=3000000", "is above data.max_pixels"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0 is above optimizer.lr"),
         ("train.global_batch_size=3 train.micro_batch_size=2", "is not a multiple of train.micro_batch_size=2"),

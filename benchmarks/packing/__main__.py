@@ -1,4 +1,4 @@
-"""`make bench-packing`: the solver, its packs, the step and its files, beside peers and physical limits of the same run.
+"""`make bench-packing`: solver, packs, step and files, beside peers and physical limits of the same run.
 
     python -m benchmarks.packing [samples=85000000] [strict=1] [folder=…]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.packing import peers, runs
-from benchmarks.packing.synthetic import Lengths, attributes, draw
+from benchmarks.packing.synthetic import Lengths, attributes, draw, write
 from benchmarks.results import Row
 from onevision.data.schedule import PATCH_COST, deal, pack_ids
 from onevision.packing.balanced import Bounds, solve_bounded
 from onevision.packing.draws import stream
-from onevision.packing.index import COLUMNS, PackIndex, write_master, write_pack_part
+from onevision.packing.index import COLUMNS, FILE, PackIndex, part_file, write_master, write_pack_part
 from onevision.packing.parts import Parts
 from onevision.packing.solver import solve
 
@@ -24,6 +25,7 @@ CAPACITY = 8192
 BOUNDED = {"max_patches": 24_000, "max_attention_cost": 50_000_000}  # 1.16 and 4 times the mean of a pack
 PEER_SAMPLES = 1_000_000
 TRL_SAMPLES = 100_000  # trl packs tokens, not lengths: a million samples need 3 GB and minutes
+ROUNDS = 4  # of what a disk that others use too is asked
 GLOBAL_BATCH, RANKS, STEPS = 256, 16, 200
 
 
@@ -48,10 +50,10 @@ def solver(folder: Path) -> list[Row]:
             bounded_seconds += time.process_time() - begin
             kept += len(lengths)
     rate, bounded_rate = len(corpus) / seconds, kept / bounded_seconds
-    path = f"solver, {len(corpus):,} samples"
+    path, unit = f"solver, {len(corpus):,} samples", "M samples/s"
     return [
-        Row(path, "tokens bounded", rate / 1e6, "M samples/s", "goal", 40, ">= 40", rate >= 40e6),
-        Row(path, "tokens, patches, attention", bounded_rate / 1e6, "M samples/s", "goal", 8, ">= 8", bounded_rate >= 8e6),
+        Row(path, "tokens bounded", rate / 1e6, unit, "goal", 40, ">= 40", rate >= 40e6),
+        Row(path, "tokens, patches, attention", bounded_rate / 1e6, unit, "goal", 8, ">= 8", bounded_rate >= 8e6),
     ]
 
 
@@ -110,7 +112,7 @@ def against_peers(folder: Path) -> list[Row]:
 
 
 def files(folder: Path) -> list[Row]:
-    """The pack index written to and read from the disk, against dd with the same rule: on the disk, not in the cache."""
+    """The pack index written to and read from the disk, against dd with the same rule: on disk, not in the cache."""
     index = PackIndex.open(folder / "packs-0")
     parts = [
         {name: np.array(getattr(index, name).pieces[part]) for name in COLUMNS}
@@ -121,27 +123,34 @@ def files(folder: Path) -> list[Row]:
         part["pack_start"] = np.array(index.pack_start[first : last + 1]) - index.pack_start[first]
     target = folder / "written"
     target.mkdir()
-    write_pack_part(folder, 0, parts[0])
-    start = time.perf_counter()
-    for number, part in enumerate(parts):
-        write_pack_part(target, number, part)
-    write_master(target, len(parts), attributes(index.samples, CAPACITY))
-    paths = sorted(target.iterdir())
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    wrote = time.perf_counter() - start
-    size = sum(path.stat().st_size for path in paths)
-    dd_wrote = peers.dd_write(folder / "dd", size)
-    dd_read = peers.dd_read(paths)
-    peers.forget(paths)
-    start = time.perf_counter()
-    read_columns(PackIndex.open(target))
-    read = time.perf_counter() - start
-    path, rule = f"pack index, {size / 1e6:,.0f} MB", ">= 80 % of dd"
+    wrote, dd_wrote, read, dd_read = [], [], [], []
+    for _ in range(ROUNDS):
+        for path in target.iterdir():
+            path.unlink()
+        start = time.perf_counter()
+        with ThreadPoolExecutor(4) as pool:  # a part goes to the disk while the next one is made
+            waits = []
+            for number, part in enumerate(parts):
+                write_pack_part(target, number, part)
+                waits.append(pool.submit(peers.to_disk, target / part_file(number)))
+            write_master(target, len(parts), attributes(index.samples, CAPACITY))
+            waits.append(pool.submit(peers.to_disk, target / FILE))
+            for wait in waits:
+                wait.result()
+        paths = sorted(target.iterdir())
+        wrote.append(time.perf_counter() - start)
+        size = sum(path.stat().st_size for path in paths)
+        dd_wrote.append(peers.dd_write(folder / "dd", size))
+        dd_read.append(peers.dd_read(paths))
+        peers.forget(paths)
+        start = time.perf_counter()
+        read_columns(PackIndex.open(target))
+        read.append(time.perf_counter() - start)
+    best = size / min(wrote) / 1e6, size / min(dd_wrote) / 1e6, size / min(read) / 1e6, size / min(dd_read) / 1e6
+    path, rule = f"pack index, {size / 1e6:,.0f} MB, best of {ROUNDS}", ">= 80 % of dd"
     return [
-        Row(path, "written", size / wrote / 1e6, "MB/s", "dd", size / dd_wrote / 1e6, rule, dd_wrote >= 0.8 * wrote),
-        Row(path, "read", size / read / 1e6, "MB/s", "dd", size / dd_read / 1e6, rule, dd_read >= 0.8 * read),
+        Row(path, "written", best[0], "MB/s", "dd", best[1], rule, best[0] >= 0.8 * best[1]),
+        Row(path, "read", best[2], "MB/s", "dd", best[3], rule, best[2] >= 0.8 * best[3]),
     ]
 
 
@@ -159,14 +168,13 @@ def balance(folder: Path) -> list[Row]:
         mean = float(np.mean(dealt))
         measure = f"(dearest - cheapest rank) / mean, {'tokens bounded' if name == 'packs-0' else 'with bounds'}"
         path = f"balance, {GLOBAL_BATCH} packs on {RANKS} ranks"
-        rows.append(Row(path, measure, 100 * mean, "%", "random dealing", 100 * float(np.mean(random)), "< 2 %", mean < 0.02))
+        beside = 100 * float(np.mean(random))
+        rows.append(Row(path, measure, 100 * mean, "%", "random dealing", beside, "< 2 %", mean < 0.02))
     return rows
 
 
 def scaling(folder: Path) -> list[Row]:
     """The step on 1, 2, 4, 8 ranks, and the bytes that a rank exchanges for two sizes of corpus."""
-    from benchmarks.packing.synthetic import write
-
     write(folder / "small", 2_000_000)
     write(folder / "large", 8_000_000)
     rows = []
@@ -176,18 +184,16 @@ def scaling(folder: Path) -> list[Row]:
         large = runs.pack(folder / "large", folder / "scaling", ranks, part_samples=1_000_000)
         first = first or large
         same = large["summary"] == first["summary"]
-        path, cores = f"scaling, {ranks} ranks on {len(os.sched_getaffinity(0))} cores", "1 rank"
-        rows.append(Row(path, "8,000,000 samples", large["seconds"], "s", cores, first["seconds"], "the same packs", same))
+        path, alone = f"scaling, {ranks} ranks on {len(os.sched_getaffinity(0))} cores", first["seconds"]
+        rows.append(Row(path, "8,000,000 samples", large["seconds"], "s", "1 rank", alone, "the same packs", same))
         growth = abs(large["bytes"] - small["bytes"]) <= 0.02 * small["bytes"]
-        what = "MPI bytes a rank, 8 parts of 1,000,000"
-        rows.append(Row(path, what, large["bytes"], "bytes", "250,000 a part", small["bytes"], "the same to 2 %", growth))
+        what, other = "MPI bytes a rank, 8 parts of 1,000,000", small["bytes"]
+        rows.append(Row(path, what, large["bytes"], "bytes", "250,000 a part", other, "the same to 2 %", growth))
     return rows
 
 
 def killed(folder: Path) -> list[Row]:
-    """Ten million samples (or a ninth of the corpus) packed by two ranks that are killed three times."""
-    from benchmarks.packing.synthetic import write
-
+    """Ten million samples (no more than the corpus has) packed by two ranks that are killed three times."""
     samples = min(10_000_000, len(Lengths.open(folder / "corpus")))
     write(folder / "ten", samples)
     settings = {"part_samples": samples // 40, **BOUNDED}

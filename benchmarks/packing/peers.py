@@ -60,9 +60,15 @@ def dd_read(paths: list[Path]) -> float:
     return time.perf_counter() - start
 
 
+def to_disk(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def forget(paths: list[Path]) -> None:
     """Have the system drop the files from its page cache."""
     for path in paths:
+        to_disk(path)
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -157,6 +157,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.precision": ("bf16", "fp32", "fp8"),
 }
 COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
+MAX_PART_SAMPLES = 1 << 24  # numbers of packs and samples of a part share 64 bits with their cost
 MODULES = ("vision", "adapter", "language")
 ENTRY_LISTS = ("data.mixture",)  # keys whose value is a list of sections
 
@@ -347,6 +348,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         name, equals, column = entry.partition("=")
         if not equals or not column or name not in COLUMNS:
             problems.append(f"data.columns: {entry!r} is not one of {', '.join(f'{name}=NAME' for name in COLUMNS)}")
+    if data.pack_part_samples > MAX_PART_SAMPLES:
+        problems.append(f"data.pack_part_samples={data.pack_part_samples} must be at most {MAX_PART_SAMPLES}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
     for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):

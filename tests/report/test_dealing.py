@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onevision.data.loader import PATCH_COST
-from onevision.data.schedule import deal
+from onevision.data.schedule import PATCH_COST, deal
 from onevision.packing.build import build_packs
 from onevision.packing.index import PackIndex
 from onevision.report.dealing import STEPS, measure_dealings, pack_costs

@@ -61,11 +61,11 @@ def solve_bounded(
     rest = _deal_long(lengths, patches, split, limits, patch_cost, held, head, link, state)
     pool = make_pool(lengths, patches, split, state)
     mean = (totals[2] + patch_cost * totals[1]) // count
-    fill_up(pool, held, head, link, limits, patch_cost, mean, state)
+    added, start = fill_up(pool, held, limits, patch_cost, mean, state)
     rest = np.concatenate([rest, left_in(pool)])
     if len(rest):
         head = _place_rest(lengths, patches, limits, held, head, link, rest)
-    return _in_random_order(head, link, state)
+    return _in_random_order(head, link, added, start, state)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -106,22 +106,13 @@ def _deal_long(
 
     Room is left for short samples as they are on average, with half of their patches: those can be chosen.
     """
-    number, tokens, attention, vision, longs = 0, 0, 0, 0, 0
-    for sample in range(len(lengths)):
-        length = int(lengths[sample])
-        if length < split:
-            number += 1
-            tokens += length
-            attention += length * length
-            vision += patches[sample]
-        else:
-            longs += 1
-    room_left, weighted = 2 * (tokens // max(number, 1)), attention // max(tokens, 1)
+    order, tokens, vision, attention = _dearest_first(lengths, patches, split, patch_cost)
+    longs = len(order)
+    room_left, weighted = 2 * (tokens // max(len(lengths) - longs, 1)), attention // max(tokens, 1)
     half_density = vision / max(2 * tokens, 1)
 
-    order = _dearest_first(lengths, patches, split, longs, patch_cost, state)
     count = len(held)
-    heap = np.empty(count, np.int64)  # cost << PACK_BITS | pack; the pack that costs least is on top
+    heap = np.empty(count, np.int64)  # cost << PACK_BITS | pack; the pack that costs least (to a step) is on top
     packs = np.arange(count)
     shuffle(state, packs, 0, count)
     for place in range(count):
@@ -166,31 +157,31 @@ def _put(
 
 
 @numba.njit(cache=True, nogil=True)
-def _dearest_first(lengths: Array, patches: Array, split: int, longs: int, patch_cost: int, state: Array) -> Array:
-    """The long samples by falling cost, in random order where it is nearly the same."""
-    long = np.empty(longs, np.int64)
-    place, dearest = 0, 1
+def _dearest_first(lengths: Array, patches: Array, split: int, patch_cost: int) -> tuple[Array, int, int, int]:
+    """The long samples by falling cost; tokens, patches and attention cost of all short ones."""
+    long, price = np.empty(len(lengths), np.int32), np.empty(len(lengths), np.int64)
+    longs, dearest, tokens, vision, attention = 0, 1, 0, 0, 0
     for sample in range(len(lengths)):
-        if lengths[sample] >= split:
-            long[place] = sample
-            place += 1
-            length = int(lengths[sample])
-            dearest = max(dearest, length * length + patch_cost * patches[sample])
-    shuffle(state, long, 0, longs)
-    step = np.empty(longs, np.int32)
+        length, here = int(lengths[sample]), int(patches[sample])
+        is_long = int(length >= split)
+        long[longs], price[longs] = sample, length * length + patch_cost * here  # the next one replaces a short one
+        dearest = max(dearest, is_long * price[longs])
+        longs += is_long
+        tokens += (1 - is_long) * length
+        vision += (1 - is_long) * here
+        attention += (1 - is_long) * length * length
     first = np.zeros(STEPS + 1, np.int64)
+    step = np.empty(longs, np.int32)
     for place in range(longs):
-        length = int(lengths[long[place]])
-        price = length * length + patch_cost * patches[long[place]]
-        step[place] = (STEPS - 1) * (dearest - price) // dearest
+        step[place] = int((STEPS - 1) * ((dearest - price[place]) / dearest))
         first[step[place] + 1] += 1
     for place in range(STEPS):
         first[place + 1] += first[place]
-    ordered = np.empty(longs, np.int64)
+    ordered = np.empty(longs, np.int32)
     for place in range(longs):
         ordered[first[step[place]]] = long[place]
         first[step[place]] += 1
-    return ordered
+    return ordered, tokens, vision, attention
 
 
 @numba.njit(cache=True, nogil=True)
@@ -221,11 +212,10 @@ def _place_rest(
     order = rest[np.argsort(-lengths[rest], kind="mergesort")]
     shortest = lengths[order[-1]]
     near = np.empty(NEAR, np.int64)  # packs that are looked at: those with most room, and new ones
-    size = 0
-    for pack in np.argsort(held[:count, 0], kind="mergesort")[:NEAR]:
-        if limits[0] - held[pack, 0] >= shortest:
-            near[size] = pack
-            size += 1
+    open_packs = np.flatnonzero(limits[0] - held[:count, 0] >= shortest)
+    most_room = open_packs[np.argsort(held[open_packs, 0], kind="mergesort")[:NEAR]]
+    size = len(most_room)
+    near[:size] = most_room
     for sample in order:
         length, here = int(lengths[sample]), int(patches[sample])
         best, least = -1, limits[0] + 1
@@ -249,17 +239,29 @@ def _place_rest(
 
 
 @numba.njit(cache=True, nogil=True)
-def _in_random_order(head: Array, link: Array, state: Array) -> tuple[Array, Array]:
-    order = np.flatnonzero(head >= 0)
-    shuffle(state, order, 0, len(order))
-    pack_start = np.zeros(len(order) + 1, np.int64)
+def _in_random_order(head: Array, link: Array, added: Array, start: Array, state: Array) -> tuple[Array, Array]:
+    """All packs that are not empty: pack m has the samples of its list, and of added[start[m]:start[m + 1]]."""
+    dealt = len(start) - 1  # the packs that came later have only lists
+    order = np.empty(len(head), np.int64)
+    count = 0
+    for pack in range(len(head)):
+        if head[pack] >= 0 or (pack < dealt and start[pack] < start[pack + 1]):
+            order[count] = pack
+            count += 1
+    shuffle(state, order, 0, count)
+    pack_start = np.zeros(count + 1, np.int64)
     samples = np.empty(len(link), np.int32)
     place = 0
-    for number in range(len(order)):
-        sample = head[order[number]]
+    for number in range(count):
+        pack = order[number]
+        sample = head[pack]
         while sample >= 0:
             samples[place] = sample
             sample = link[sample]
             place += 1
+        if pack < dealt:
+            for other in range(start[pack], start[pack + 1]):
+                samples[place] = added[other]
+                place += 1
         pack_start[number + 1] = place
     return pack_start, samples

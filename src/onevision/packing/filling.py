@@ -31,15 +31,15 @@ class Pool(NamedTuple):
     """Short samples, shorter than `split`, that are not in a pack yet."""
 
     queue: NDArray[np.int64]  # the sample's patches << 32 | the sample
-    cells: NDArray[np.int64]  # [split x CLASSES, 2] the cell is queue[first:end]
-    filled: NDArray[np.int64]  # [split] bit k: class k is not empty
-    lower: NDArray[np.int64]  # [split] of a length that has run out: where to look for the next shorter one
+    cells: NDArray[np.int32]  # [split x CLASSES, 2] the cell is queue[first:end]
+    filled: NDArray[np.int32]  # [split] bit k: class k is not empty
+    lower: NDArray[np.int32]  # [split] of a length that has run out: where to look for the next shorter one
 
 
 @numba.njit(cache=True, nogil=True)
 def make_pool(lengths: Array, patches: Array, split: int, state: Array) -> Pool:
     """Sort the samples shorter than `split` into cells, in random order within one."""
-    cells = np.zeros((split * CLASSES, 2), np.int64)
+    cells = np.zeros((split * CLASSES, 2), np.int32)
     cell_of = np.full(len(lengths), -1, np.int32)
     for sample in range(len(lengths)):
         length = int(lengths[sample])
@@ -58,8 +58,8 @@ def make_pool(lengths: Array, patches: Array, split: int, state: Array) -> Pool:
         if cell >= 0:
             queue[cells[cell, 1]] = np.int64(patches[sample]) << 32 | sample
             cells[cell, 1] += 1
-    filled = np.zeros(split, np.int64)
-    lower = np.arange(split)
+    filled = np.zeros(split, np.int32)
+    lower = np.arange(split).astype(np.int32)
     for length in range(1, split):
         for k in range(CLASSES):
             cell = length * CLASSES + k
@@ -82,29 +82,29 @@ def left_in(pool: Pool) -> NDArray[np.int64]:
 def fill_up(
     pool: Pool,
     held: NDArray[np.int64],
-    head: NDArray[np.int32],
-    link: NDArray[np.int32],
     bounds: tuple[int, int, int],
     patch_cost: int,
     mean: int,
     state: NDArray[np.uint64],
-) -> None:
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Fill the room of packs from the pool until they are full or nothing fits.
 
     Args:
         pool: loses what is put into packs.
         held: tokens, patches and attention cost of each pack, [M, 3].
-        head: last sample of each pack, [M]; -1: none.
-        link: sample before each one in its pack, [N]; -1: none.
         bounds: of the three.
         patch_cost: cost of a patch, in units of attention cost.
         mean: what a pack should cost.
         state: of the stream of random numbers.
+
+    Returns:
+        added, start [M + 1]: pack m has got the samples added[start[m]:start[m + 1]].
     """
     queue, cells, filled, lower = pool
     most_tokens, most_patches, most_attention = bounds
-    drawn = np.zeros(QUANTILES, np.int64)
+    drawn = np.zeros(QUANTILES, np.int32)
     count = len(held)
+    added, start, place = np.empty(len(queue), np.int32), np.zeros(count + 1, np.int64), 0
     too_dear = 0  # cost above the mean so far, which the packs to come make up for
     typical, weighted = 0, 0
     patches_left = held[:, 1].sum()
@@ -116,7 +116,7 @@ def fill_up(
         target = mean - too_dear // (count - pack)
         share = patches_left // (count - pack)
         least_patches = share - SAVED * (most_patches - share)  # or those to come would have too many
-        tokens, patches, attention, last = held[pack, 0], held[pack, 1], held[pack, 2], head[pack]
+        tokens, patches, attention = held[pack, 0], held[pack, 1], held[pack, 2]
         while tokens < most_tokens:
             room = most_tokens - tokens
             limit = room  # no longer one is taken: so the attention cost of a filled room fits
@@ -134,15 +134,16 @@ def fill_up(
                     break
             if entry < 0:
                 break
-            sample = entry & 0xFFFFFFFF
-            link[sample] = last
-            last = sample
+            added[place] = entry & 0xFFFFFFFF
+            place += 1
             tokens += length
             patches += entry >> 32
             attention += length * length
-        held[pack, 0], held[pack, 1], held[pack, 2], head[pack] = tokens, patches, attention, last
+        held[pack, 0], held[pack, 1], held[pack, 2] = tokens, patches, attention
+        start[pack + 1] = place
         patches_left -= patches
         too_dear += attention + patch_cost * patches - mean
+    return added, start
 
 
 @numba.njit(cache=True, nogil=True)

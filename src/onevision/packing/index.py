@@ -27,6 +27,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, write_part
@@ -34,7 +35,7 @@ from onevision.corpus.index import CorpusIndex
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError, InputError
-from onevision.fingerprint import bytes_digest, value_digest
+from onevision.fingerprint import value_digest
 from onevision.recipe import DataRecipe
 
 FORMAT_VERSION = 2
@@ -192,7 +193,7 @@ def write_pack_part(folder: Path, part: int, columns: Mapping[str, NDArray[Any]]
         OSError: as any write.
     """
     typed = {name: np.ascontiguousarray(columns[name], dtype) for name, dtype in {START: "<i8", **COLUMNS}.items()}
-    digests = {name: bytes_digest(values.tobytes()) for name, values in typed.items()}
+    digests = {name: xxhash.xxh3_128_hexdigest(values.data) for name, values in typed.items()}
     attributes = {"format_version": FORMAT_VERSION, "part": part, "fingerprint": value_digest(digests)}
     write_part(folder / part_file(part), typed, attributes)
 

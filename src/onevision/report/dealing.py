@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onevision.data.loader import PATCH_COST
-from onevision.data.schedule import deal
+from onevision.data.schedule import PATCH_COST, deal
 from onevision.packing.index import PackIndex
 
 RANKS = (8, 16, 32, 128)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onevision.data.loader import PATCH_COST
+from onevision.data.schedule import PATCH_COST
 from onevision.progress import duration
 from onevision.report.charts import in_percent, percent
 from onevision.report.dealing import Dealing
