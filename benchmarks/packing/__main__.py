@@ -13,11 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.packing import cases, synthetic
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import Row, package_versions, show, write_results
 
 
 def main(arguments: list[str]) -> int:
@@ -32,21 +29,10 @@ def main(arguments: list[str]) -> int:
         for case in cases.CASES:
             print(f"case: {(case.__doc__ or '').splitlines()[0]}", flush=True)
             rows += case(folder)
-    show(rows)
+    show("packing", rows)
     path = write_results("packing", rows, package_versions("numpy", "numba", "h5py", "mpi4py", "mpich", "trl"))
     print(f"{sum(row.met for row in rows)} of {len(rows)} goals met; written to {path}")
     return 1 if settings.get("strict") == "1" and not all(row.met for row in rows) else 0
-
-
-def show(rows: list[Row]) -> None:
-    """The table."""
-    table = Table(title="packing")
-    for column in ("what", "measure", "value", "beside it", "goal"):
-        table.add_column(column)
-    for row in rows:
-        value = f"{row.value:,.6g} {row.unit}" + ("" if row.met else " (not met)")
-        table.add_row(row.path, row.measure, value, f"{row.reference}: {row.reference_value:,.6g}", row.goal)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":
