@@ -193,8 +193,10 @@ class _Packing:
         samples = rows * done // self.parts.count
         if self._progress is None:
             self._progress = Progress("pack", rows, start=samples)
-        self._progress.advance(samples - self._progress.done)
-        if done == self.parts.count:
+        if done < self.parts.count:
+            self._progress.advance(samples - self._progress.done)
+        else:
+            self._progress.done = samples
             self._progress.show("")
 
 
