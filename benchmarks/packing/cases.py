@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.packing import peers, runs
 from benchmarks.packing.synthetic import Lengths, attributes, draw, write
 from benchmarks.results import Row
-from onevision.data.schedule import PATCH_COST, deal, pack_ids
+from onevision.data.mixture import Mixture
+from onevision.data.schedule import PATCH_COST, deal
 from onevision.packing.balanced import Bounds, solve_bounded
 from onevision.packing.draws import stream
 from onevision.packing.index import COLUMNS, FILE, PackIndex, part_file, write_master, write_pack_part
@@ -161,7 +163,7 @@ def balance(folder: Path) -> list[Row]:
         index = PackIndex.open(folder / name)
         dealt, random = [], []
         for number in range(STEPS):
-            ids = pack_ids(number, index.packs, GLOBAL_BATCH, seed=0)
+            _, ids = Mixture([index.packs], [Fraction(1)], seed=0).at(number * GLOBAL_BATCH, GLOBAL_BATCH)
             cost = index.attention_cost[ids] + PATCH_COST * index.patches[ids].astype(np.int64)
             dealt.append(spread([cost[hand].sum() for hand in deal(cost, RANKS)]))
             random.append(spread(cost.reshape(RANKS, -1).sum(axis=1)))  # the packs of a step are in random order
