@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from onevision.data.token_counts import byte_characters
+from onevision.data.word_tokens import byte_characters
 from onevision.demo.tokenizer import SPECIAL_TOKENS
 
 WORDS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from onevision.corpus.record import Reject
@@ -36,8 +37,16 @@ def read_image(root: Path, name: str) -> bytes:
         raise Reject("image_unreadable", f"{name}: {error.strerror}") from None
 
 
-def image_state(root: Path, name: str) -> str:
-    """What tells a changed image file without reading it: its name and bytes, or what the system said."""
+def image_states(root: Path, names: Callable[[], list[str]]) -> bytes:
+    """What tells changed image files of a record without reading them: their names and bytes, or what the system said.
+    Nothing if `names` raises Reject."""
+    try:
+        return "".join(_state(root, name) for name in names()).encode(errors="replace")
+    except Reject:
+        return b""
+
+
+def _state(root: Path, name: str) -> str:
     try:
         return f"{name} {(root / name).stat().st_size}\n"
     except OSError as error:

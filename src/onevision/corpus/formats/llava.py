@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from onevision.corpus.formats.conversation import conversation_record, turns_of
-from onevision.corpus.formats.images import check_names, image_state, read_image
+from onevision.corpus.formats.images import check_names, image_states, read_image
 from onevision.corpus.formats.textfile import Row, cut, is_array, read_array, read_lines
 from onevision.corpus.formats.unit import Listing, Rejected, Unit
 from onevision.corpus.record import Record, Reject
@@ -38,11 +38,7 @@ def list_units(data: DataRecipe) -> Listing:
     state = xxhash.xxh3_128()
 
     def seen(row: Row) -> None:
-        try:
-            names = _image_names(row.value)
-        except Reject:
-            return
-        state.update("".join(image_state(root, name) for name in names).encode(errors="replace"))
+        state.update(image_states(root, lambda: _image_names(row.value)))
 
     units = []
     for path in files:

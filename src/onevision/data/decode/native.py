@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import simplejpeg
 
+from onevision.data.decode.each import each_image
 from onevision.data.decode.kernels import resize_patches
 from onevision.data.image import SCALE, SHIFT, ImageError, open_image, to_rgb
 
@@ -20,20 +21,11 @@ class NativeDecoder:
     def patches(
         self, images: Sequence[bytes], grids: Sequence[tuple[int, int]], out: np.ndarray
     ) -> list[ImageError | None]:
-        errors: list[ImageError | None] = []
-        start = 0
-        for data, (rows, columns) in zip(images, grids, strict=True):
-            part = out[start : start + rows * columns]
-            start += rows * columns
-            try:
-                pixels = decode_words(data)
-            except ImageError as error:
-                part[:] = 0
-                errors.append(error)
-                continue
-            resize_patches(pixels, rows, columns, SCALE, SHIFT, part)
-            errors.append(None)
-        return errors
+        return each_image(images, grids, out, _write)
+
+
+def _write(data: bytes, rows: int, columns: int, out: np.ndarray) -> None:
+    resize_patches(decode_words(data), rows, columns, SCALE, SHIFT, out)
 
 
 def decode_words(data: bytes) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from onevision.data.decode.each import each_image
 from onevision.data.image import MERGE, PATCH, SCALE, SHIFT, ImageError, decode_image
 
 
@@ -16,23 +17,15 @@ class PillowDecoder:
     def patches(
         self, images: Sequence[bytes], grids: Sequence[tuple[int, int]], out: np.ndarray
     ) -> list[ImageError | None]:
-        errors: list[ImageError | None] = []
-        start = 0
-        for data, (rows, columns) in zip(images, grids, strict=True):
-            part = out[start : start + rows * columns]
-            start += rows * columns
-            try:
-                image = decode_image(data)
-            except ImageError as error:
-                part[:] = 0
-                errors.append(error)
-                continue
-            size = (columns * PATCH, rows * PATCH)
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            cut(np.asarray(image), part)
-            errors.append(None)
-        return errors
+        return each_image(images, grids, out, _write)
+
+
+def _write(data: bytes, rows: int, columns: int, out: np.ndarray) -> None:
+    image = decode_image(data)
+    size = (columns * PATCH, rows * PATCH)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    cut(np.asarray(image), out)
 
 
 def cut(pixels: np.ndarray, out: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Counted tokens are those that encoding makes, for every text and for tokenizers of any kind."""
+"""Tokens put together from words are those that encoding makes, for every text and for tokenizers of any kind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
-from onevision.data import token_counts
-from onevision.data.token_counts import TokenCounter
+from onevision.data import word_tokens
+from onevision.data.word_tokens import WordTokens
 from onevision.demo.tokenizer import PIECES
 from tests.fixtures import QWEN_WORDS, SPECIAL_TOKENS, TEXTS
 
@@ -39,7 +39,7 @@ PATTERNS = {
     "numbers of three": QWEN_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|"),
     "letters alone": r"\p{L}+",  # what stands between two words is a word
 }
-COUNTERS = {name: (fast, TokenCounter(fast)) for name, fast in ((name, trained(p)) for name, p in PATTERNS.items())}
+ENCODERS = {name: (fast, WordTokens(fast)) for name, fast in ((name, trained(p)) for name, p in PATTERNS.items())}
 # Characters with which such patterns and normal forms have to do.
 NOTABLE = st.sampled_from(
     ["'s", "'S", "'ſ", "ß", "\u0130", " ", "  ", "\t", "\n", "\r\n", "\n\n ", "\x0b", "\x1c", "\x85", "\xa0", "\u3000",
@@ -48,29 +48,33 @@ NOTABLE = st.sampled_from(
 )  # fmt: skip
 ANY = st.lists(NOTABLE | st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=12).map("".join)
 ASCII = "\t\n\r" + "".join(map(chr, range(0x20, 0x7F)))
-PLAIN = st.text(st.sampled_from(ASCII + token_counts.SIGNS + "ÀÖØöøÿéÞ一龥图片里有什么"))
+PLAIN = st.text(st.sampled_from(ASCII + word_tokens.SIGNS + "ÀÖØöøÿéÞ一龥图片里有什么"))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 @given(texts=st.lists(ANY | PLAIN, max_size=5))
 @settings(max_examples=300, deadline=None)
-def test_counts_are_those_of_the_ids(name: str, texts: list[str]) -> None:
-    fast, counter = COUNTERS[name]
-    assert counter.counts(texts) == [len(fast.encode(text, add_special_tokens=False).ids) for text in texts]
+def test_ids_are_those_of_the_tokenizer(name: str, texts: list[str]) -> None:
+    fast, words = ENCODERS[name]
+    ids = [fast.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [words.encode(text) for text in texts] == ids
+    assert words.counts(texts) == list(map(len, ids))
 
 
 def test_every_common_character_alone_and_in_a_word() -> None:
-    fast, counter = COUNTERS["qwen"]
-    characters = [chr(c) for c in range(0x10000) if token_counts.COMMON.fullmatch(chr(c))]
+    fast, words = ENCODERS["qwen"]
+    characters = [chr(c) for c in range(0x10000) if word_tokens.COMMON.fullmatch(chr(c))]
     texts = [f"{c}ab {c}1{c}{c} 'S{c}\n{c}" for c in characters]
     assert len(characters) > 20_000
-    assert counter.counts(texts) == [len(e.ids) for e in fast.encode_batch(texts, add_special_tokens=False)]
+    assert [words.encode(text) for text in texts] == [
+        encoding.ids for encoding in fast.encode_batch(texts, add_special_tokens=False)
+    ]
 
 
-def test_common_texts_are_counted_by_their_words() -> None:
-    fast, counter = COUNTERS["qwen"]
+def test_common_texts_are_put_together_from_their_words() -> None:
+    _, words = ENCODERS["qwen"]
     for text in [*TEXTS, "What's “this”?<|im_end|>\n"]:
-        assert counter._count(text) == len(fast.encode(text, add_special_tokens=False).ids)
+        assert "".join(words._split(text) or []) == text
 
 
 def lone_prefix(fast: FastTokenizer) -> None:
@@ -102,16 +106,16 @@ def merged(fast: FastTokenizer) -> None:
 )  # fmt: skip
 def test_other_tokenizers_encode(pattern: str, change: Callable[[FastTokenizer], None]) -> None:
     fast = trained(pattern, change)
-    counter = TokenCounter(fast)
+    words = WordTokens(fast)
     texts = [*TEXTS, " three  dots and\nAbc tt-HE 's"]
-    assert counter._count(texts[0]) is None
-    assert counter.counts(texts) == [len(fast.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert words._split(texts[0]) is None
+    assert [words.encode(text) for text in texts] == [fast.encode(text, add_special_tokens=False).ids for text in texts]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_counts, "KEPT_WORDS", 10)
+    monkeypatch.setattr(word_tokens, "KEPT_WORDS", 10)
     fast = trained(QWEN_WORDS)
-    counter = TokenCounter(fast)
+    words = WordTokens(fast)
     for k in range(100):
-        assert counter.counts([f"word{k} and {'a' * k}"]) == [len(fast.encode(f"word{k} and {'a' * k}").ids)]
-        assert len(counter._counts) <= 10
+        assert words.encode(f"word{k} and {'a' * k}") == fast.encode(f"word{k} and {'a' * k}").ids
+        assert len(words._known) <= 10
