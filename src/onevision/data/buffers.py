@@ -9,7 +9,16 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-_HERE = 3  # references to a free buffer while it is looked at: the list's, the loop's and getrefcount's
+
+
+def _count_of_free() -> int:
+    """References to a thing in a list while a loop looks at it, as `Buffers.take` does: they differ among Pythons."""
+    for thing in [object()]:
+        count = sys.getrefcount(thing)
+    return count
+
+
+_FREE = _count_of_free()
 
 
 class Buffers:
@@ -27,7 +36,7 @@ class Buffers:
         """An array [rows, columns] of unknown content."""
         with self._lock:
             for buffer in self._buffers:
-                if sys.getrefcount(buffer) == _HERE:
+                if sys.getrefcount(buffer) == _FREE:
                     return buffer[:rows]
             self._buffers.append(np.empty(self._shape, np.float32))
             return self._buffers[-1][:rows]
