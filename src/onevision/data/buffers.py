@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-
 def _count_of_free() -> int:
     """References to a thing in a list while a loop looks at it, as `Buffers.take` does: they differ among Pythons."""
     for thing in [object()]:
