@@ -55,7 +55,7 @@ CAPTION = 900  # characters
 BATCH = 4  # packs a step
 REPEATS = 5
 READERS = 4  # threads that read
-DECODED = 12  # steps
+DECODED = 30  # steps
 GOAL = 0.9
 T = TypeVar("T")
 

@@ -28,6 +28,9 @@ from numpy.typing import NDArray
 from onevision.errors import DataError
 
 
+FEW = 64  # rows that are faster looked up one by one than piece by piece
+
+
 class Column:
     """A column that lies in several pieces, read as one array: `column[5]`, `column[2:9]`, `column[array]`."""
 
@@ -75,8 +78,11 @@ class Column:
         rows = np.where(rows < 0, rows + len(self), rows)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        values = np.empty(rows.shape, self.dtype)
         home = np.searchsorted(self._start, rows, side="right") - 1
+        if rows.ndim == 1 and len(rows) <= FEW:
+            places = zip(home.tolist(), (rows - self._start[home]).tolist(), strict=True)
+            return np.array([self.pieces[number][row] for number, row in places], self.dtype)
+        values = np.empty(rows.shape, self.dtype)
         for number in np.unique(home).tolist():
             here = home == number
             values[here] = self.pieces[number][rows[here] - self._start[number]]

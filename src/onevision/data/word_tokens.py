@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -19,6 +20,8 @@ LETTERS = "A-Za-zÀ-ÖØ-Þà-öø-ÿ一-龥"  # not ß, which is two letters wh
 SIGNS = "‘’“”–—…•，。、；：？！（）《》【】"  # neither letter, digit nor blank
 COMMON = re.compile(rf"[\t\n\r\x20-\x7e{LETTERS}{SIGNS}]*")  # each is its own composed form (NFC)
 KEPT_WORDS = 200_000
+KEPT_TEXTS = 20_000
+SHORT = 120  # characters of a text that is kept whole
 LONGEST_KEPT = 20  # characters
 _CLASSES = {r"\p{L}": LETTERS, r"\p{N}": "0-9"}
 _ESCAPES = {r"\r", r"\n", r"\t", r"\s", r"\S"}  # those that mean the same in both kinds of regular expressions
@@ -30,22 +33,31 @@ class WordTokens:
     def __init__(self, fast: FastTokenizer) -> None:
         self._fast = fast
         self._model = fast.model
-        self._known: dict[str, list[int]] = {}  # threads may share it: what they write is the same
+        self._known: dict[str, list[int]] = {}  # words; threads may share it: what they write is the same
+        self._recurring: dict[str, list[int]] = {}  # short texts, as those of a template are
         self._words = _word_pattern(fast)
         self._added = _added_pattern(fast)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """The ids of a text; not to be changed."""
+        if len(text) > SHORT:
+            return self._encode(text)
+        ids = self._recurring.get(text)
+        if ids is None:
+            ids = self._encode(text)
+            if len(self._recurring) < KEPT_TEXTS:
+                self._recurring[text] = ids
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
         words = self._split(text)
         if words is None:
             # Of the library's ways to encode, this one lets other threads run meanwhile.
             return self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        known = self._known
-        ids: list[int] = []
-        for word in words:
-            found = known.get(word)
-            ids += self._of_word(word) if found is None else found
-        return ids
+        found = list(map(self._known.get, words))
+        if None in found:
+            found = [self._of_word(word) if ids is None else ids for word, ids in zip(words, found, strict=True)]
+        return list(chain.from_iterable(found))  # type: ignore[arg-type]  # none is left
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """How many ids `encode` gives for each text."""
