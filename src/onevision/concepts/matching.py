@@ -25,7 +25,7 @@ SEARCHED = 4096  # samples that are searched at once: the vocabulary is read fro
 
 @dataclass(frozen=True)
 class Matches:
-    """The concepts of n samples as in a part of the index, the seconds that each kind of work took, what a search did."""
+    """The concepts of n samples as in a part of the index, the seconds of each kind of work, and what a search did."""
 
     matches: NDArray[np.uint16]  # [n]
     concept: NDArray[np.int32]  # [sum of matches]
