@@ -59,7 +59,9 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         found = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{folder} cannot be loaded as {what}: {found}; set concepts.weights to another folder") from None
+        raise InputError(
+            f"{folder} cannot be loaded as {what}: {found}; set concepts.weights to another folder"
+        ) from None
     finally:
         if shown:
             logging.enable_progress_bar()
