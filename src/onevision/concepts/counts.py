@@ -38,11 +38,13 @@ from onevision.steps import run_parts
 FILE = "counts.parquet"
 BUCKETS = 64
 READ_ROWS = 1024  # samples whose places are looked up at once
-_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff" \
-    "\uf900-\ufaff\U00020000-\U000323af"  # fmt: skip
+_UNSPACED = (
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U000323af"
+)
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’-][^\W_{_UNSPACED}]+)*")
 _CHARACTER = re.compile(rf"[{_UNSPACED}]")
-_GAP = re.compile(r"[^\w\s'’-]+|_+")  # what keeps two tokens from being neighbours
+_GAP = re.compile(rf"[^\w\s'’{_UNSPACED}-]+|_+")  # what keeps two tokens from being neighbours
 
 
 @dataclass(frozen=True)

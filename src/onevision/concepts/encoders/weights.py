@@ -84,6 +84,7 @@ def computing(device: Any) -> Iterator[None]:
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     """Rows divided by their lengths, float32 [n, D]; rows of zeros stay as they are."""
-    rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
+    values = rows.astype(np.float32)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    np.divide(values, lengths, out=values, where=lengths > 0)
+    return values
