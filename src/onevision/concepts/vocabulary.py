@@ -6,14 +6,14 @@
     /embedding   f2 [C, D]  of unit length
     attributes   format_version, concepts, dimension, encoder (fingerprint), templates (JSON), fingerprint (of all)
 
-Concepts come in the order of `SOURCES`, and of each source. The embedding is contiguous and is mapped into memory, so
-that processes share it.
+Concepts come in the order of the sources, and of each source (onevision.concepts.names). The embedding is contiguous
+and is mapped into memory, so that processes share it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,23 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from onevision.concepts.counts import count_corpus
+from onevision.concepts.encoders import Encoder, load_encoder
+from onevision.concepts.encoders.weights import unit
+from onevision.concepts.names import Names, collect_names, uses_corpus
 from onevision.corpus.hdf5 import create, mapped
 from onevision.errors import DataError, InputError
-from onevision.files import write_text
+from onevision.files import replacing, write_text
 from onevision.fingerprint import bytes_digest, value_digest
+from onevision.progress import Progress
+from onevision.ranks import ALONE, Ranks
+from onevision.recipe import Recipe
+from onevision.steps import StepResult, forget, run_parts
 
 FORMAT_VERSION = 1
 FILE = "vocabulary.h5"
 LIST = "concepts.txt"
-SOURCES = ("wordnet", "words", "bigrams", "titles", "lists")
+PART_NAMES = 4096  # names that are embedded together; ranks share the parts
 AGAIN = "run `make vocabulary` again"
 
 
@@ -41,7 +49,7 @@ class Vocabulary:
 
     path: Path
     names: tuple[str, ...]  # [C]
-    provenance: NDArray[np.uint8]  # [C], bits in the order of `SOURCES`
+    provenance: NDArray[np.uint8]  # [C], bits in the order of names.SOURCES
     frequency: NDArray[np.int64]  # [C]
     embedding: NDArray[np.float16]  # [C, D], mapped
     dimension: int
@@ -133,3 +141,138 @@ def write_vocabulary(
         file.attrs.update(attributes, format_version=FORMAT_VERSION, fingerprint=fingerprint)
     temporary.replace(folder / FILE)
     return fingerprint
+
+
+def build_vocabulary(
+    recipe: Recipe, output: str | Path, ranks: Ranks = ALONE, report: Callable[[str], None] = print
+) -> StepResult:
+    """Collect the names of all sources of `recipe.concepts` into the folder `output` and embed them.
+
+    A concept's embedding is the mean of the embeddings of `concepts.templates` with its name in place of `{}`, brought
+    to unit length. Names are embedded in parts, which `ranks` share; the vocabulary does not depend on how many there
+    are, and a step that was killed goes on with the parts that are missing. Where words or bigrams are those of the
+    corpus, they are counted in a step of its own, whose folder has the same name with ".counts". `report` gets one line
+    about the result, on rank 0.
+
+    Raises:
+        InputError: no source is named or one is missing, a template has no `{}`, or there is no encoder.
+        DataError: too many lines of a source cannot be used, or it is malformed.
+        StorageError: the disk is full.
+    """
+    concepts, output = recipe.concepts, Path(output)
+    check_templates(concepts.templates)
+    encoder = load_encoder(concepts, ranks)
+    counts = None
+    if uses_corpus(concepts):
+        folder = output.with_name(f"{output.name}.counts")
+        counts = count_corpus(recipe.data, concepts.min_word_count, folder, ranks, report)
+    threshold = recipe.data.reject_threshold
+    names = ranks.first(collect_names(concepts, threshold, counts) if ranks.rank == 0 else None)
+    inputs = {
+        "names": names.digest,
+        "encoder": encoder.fingerprint,
+        "encoder_batch": concepts.encoder_batch,
+        "templates": list(concepts.templates),
+        "part_names": PART_NAMES,
+        "format_version": FORMAT_VERSION,
+    }
+    if ranks.rank == 0:
+        _forget_damaged(output, report)
+    embedding = _Embedding(names, encoder, concepts.templates, show=ranks.rank == 0)
+    result = run_parts("vocabulary", output, inputs, embedding.parts, embedding.embed, embedding.finish, ranks)
+    if ranks.rank == 0:
+        summary = result.summary
+        added = ", ".join(f"{found['added']:,} of {source}" for source, found in summary["sources"].items())
+        rejected = sum(sum(reasons.values()) for reasons in summary["rejects"].values())
+        report(
+            f"vocabulary {output}: {summary['concepts']:,} concepts ({added}), {summary['dimension']} values each, "
+            f"{rejected:,} lines rejected" + (" (unchanged)" if result.skipped else "")
+        )
+    return result
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse templates that have no place for a name.
+
+    Raises:
+        InputError: there is none, or one without `{}`.
+    """
+    if not templates:
+        raise InputError("concepts.templates is empty: set at least one, such as ['{}']")
+    for template in templates:
+        if "{}" not in template:
+            raise InputError(f"concepts.templates: {template!r} has no {{}} where the concept's name would stand")
+
+
+class _Embedding:
+    """The parts of the step: `PART_NAMES` names each."""
+
+    def __init__(self, names: Names, encoder: Encoder, templates: Sequence[str], show: bool) -> None:
+        self.names, self.encoder, self.templates = names, encoder, tuple(templates)
+        self.parts = -(-len(names.names) // PART_NAMES)
+        self._show = show
+        self._progress: Progress | None = None
+
+    def embed(self, folder: Path, part: int) -> dict[str, Any]:
+        """Embed the names of a part."""
+        self._count(folder)
+        names = self.names.names[part * PART_NAMES : (part + 1) * PART_NAMES]
+        sums = np.zeros((len(names), self.encoder.dimension), np.float32)
+        for template in self.templates:
+            sums += self.encoder.texts([template.replace("{}", name) for name in names])
+        with replacing(_part_file(folder, part)) as temporary, temporary.open("wb") as file:
+            np.save(file, unit(sums).astype("<f2"))
+        return {"dimension": sums.shape[1]}
+
+    def finish(self, folder: Path, known: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write the vocabulary of all parts; returns the summary."""
+        self._count(folder)
+        files = [_part_file(folder, part) for part in range(self.parts)]
+        if not (folder / FILE).exists():  # else an earlier start ended right after it was written
+            write_vocabulary(
+                folder,
+                self.names.names,
+                self.names.provenance,
+                self.names.frequency,
+                map(np.load, files),
+                known[0]["dimension"],
+                self.encoder.fingerprint,
+                self.templates,
+            )
+        for file in files:
+            file.unlink(missing_ok=True)
+        return {
+            "concepts": len(self.names.names),
+            "dimension": known[0]["dimension"],
+            "sources": self.names.sources,
+            "rejects": self.names.rejects,
+            "fingerprint": Vocabulary.open(folder).fingerprint,
+        }
+
+    def _count(self, folder: Path) -> None:
+        """Show how far all ranks together are."""
+        if not self._show:
+            return
+        total, done = len(self.names.names), len(list(folder.glob("part-*.json")))
+        if self._progress is None:
+            self._progress = Progress("concepts", total, "names", start=min(total, done * PART_NAMES))
+        if done < self.parts:
+            self._progress.advance(done * PART_NAMES - self._progress.done)
+        else:
+            self._progress.done = total
+            self._progress.show("")
+
+
+def _part_file(folder: Path, part: int) -> Path:
+    return folder / f"embedding-{part:05d}.npy"
+
+
+def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
+    """Make the step run again when its output no longer is what it wrote."""
+    if not (output / "step.json").exists():
+        return
+    try:
+        Vocabulary.open(output)
+    except (DataError, InputError) as error:
+        report(f"the vocabulary is made again: {error}")
+        forget(output)

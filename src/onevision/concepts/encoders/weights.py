@@ -59,7 +59,9 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         found = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{folder} cannot be loaded as {what}: {found}; set concepts.weights to another folder") from None
+        raise InputError(
+            f"{folder} cannot be loaded as {what}: {found}; set concepts.weights to another folder"
+        ) from None
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -82,6 +84,7 @@ def computing(device: Any) -> Iterator[None]:
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     """Rows divided by their lengths, float32 [n, D]; rows of zeros stay as they are."""
-    rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
+    values = rows.astype(np.float32)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    np.divide(values, lengths, out=values, where=lengths > 0)
+    return values
