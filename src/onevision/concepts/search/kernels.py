@@ -183,15 +183,16 @@ def collect(
         line, threshold = passed[q], must[q]
         of_error, of_length = weights[q, 0], weights[q, 1]
         for begin in range(0, tile, CHUNK):
-            end = min(begin + CHUNK, tile)
-            hits = np.int32(0)
-            for c in range(begin, end):
-                bound = np.float32(line[c]) * scale[c] + (of_error * error[c] + of_length * length[c])
-                hits += np.int32(bound >= threshold)
-            if hits == 0:
+            end = min(begin + CHUNK, tile)  # of slices that begin at zero, places are known to be in range: it vectorises
+            values, scales, errors, lengths_ = line[begin:end], scale[begin:end], error[begin:end], length[begin:end]
+            reached = False
+            for c in range(end - begin):
+                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * lengths_[c])
+                reached |= bound >= threshold
+            if not reached:
                 continue
-            for c in range(begin, end):
-                bound = np.float32(line[c]) * scale[c] + (of_error * error[c] + of_length * length[c])
+            for c in range(end - begin):
+                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * lengths_[c])
                 if bound < threshold:
                     continue
                 if held[q, WAITING] == room:
@@ -200,7 +201,7 @@ def collect(
                             queries[q], rows, waiting[q], upper[q], best[q], best_score[q], frame[q], threshold,
                             held[q], places, lanes,
                         )  # fmt: skip
-                waiting[q, held[q, WAITING]] = first + c
+                waiting[q, held[q, WAITING]] = first + begin + c
                 upper[q, held[q, WAITING]] = bound
                 held[q, WAITING] += 1
         must[q] = threshold
