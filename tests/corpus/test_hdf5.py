@@ -12,8 +12,26 @@ from onevision.corpus.hdf5 import Column, add_parts, create, open_parts, write_p
 from onevision.errors import DataError
 
 VALUES = np.arange(100, 120, dtype=np.int64)
+TABLE = np.arange(20 * 3, dtype=np.float16).reshape(20, 3)
 CUTS = [0, 5, 5, 12, 20]  # the second piece is empty
 PARTS = [f"part-{k}.h5" for k in range(len(CUTS) - 1)]
+COLUMNS = ["number", "table", "group/id"]
+
+
+KEYS = [
+    slice(None),
+    slice(3, 14),
+    slice(4, 5),
+    slice(9, 9),
+    slice(-3, None),
+    slice(1, 19, 4),
+    slice(None, None, -1),
+    np.array([19, 0, 5, 5, 11, 12]),
+    np.array([[1, 18], [6, 4]]),
+    np.array([], np.int64),
+    np.array([-1, -20]),
+    VALUES % 3 == 0,
+]
 
 
 @pytest.fixture
@@ -25,38 +43,33 @@ def column() -> Column:
 def master(tmp_path: Path) -> Path:
     for name, a, b in zip(PARTS, CUTS, CUTS[1:], strict=False):
         ids = np.array([b"x" * (1 + a)] * (b - a), "S")  # widths differ
-        columns = {"number": VALUES[a:b], "group/id": ids if len(ids) else np.empty(0, "S1")}
+        columns = {"number": VALUES[a:b], "table": TABLE[a:b], "group/id": ids if len(ids) else np.empty(0, "S1")}
         write_part(tmp_path / name, columns, {"fingerprint": f"of {name}"})
     with create(tmp_path / "master.h5") as file:
-        add_parts(file, tmp_path, PARTS, ["number", "group/id"])
+        add_parts(file, tmp_path, PARTS, COLUMNS)
     return tmp_path / "master.h5"
 
 
 def opened(master: Path) -> dict[str, Column]:
     with h5py.File(master, "r") as file:
-        return open_parts(master, file, ["number", "group/id"])
+        return open_parts(master, file, COLUMNS)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        slice(None),
-        slice(3, 14),
-        slice(4, 5),
-        slice(9, 9),
-        slice(-3, None),
-        slice(1, 19, 4),
-        slice(None, None, -1),
-        np.array([19, 0, 5, 5, 11, 12]),
-        np.array([[1, 18], [6, 4]]),
-        np.array([], np.int64),
-        np.array([-1, -20]),
-        VALUES % 3 == 0,
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_a_column_is_indexed_as_an_array(column: Column, key: object) -> None:
     np.testing.assert_array_equal(column[key], VALUES[key])
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+@pytest.mark.parametrize("cuts", [CUTS, [0, 20]], ids=["pieces", "whole"])
+def test_a_column_of_rows_is_indexed_as_an_array(cuts: list[int], key: object) -> None:
+    table = Column([TABLE[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
+    found, expected = table[key], TABLE[key]
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    assert [table[row].tolist() for row in range(-20, 20)] == [TABLE[row].tolist() for row in range(-20, 20)]
+    np.testing.assert_array_equal(np.asarray(table, np.float32), TABLE.astype(np.float32))
+    assert len(table) == len(TABLE)
 
 
 def test_single_rows_and_the_whole(column: Column) -> None:
@@ -75,9 +88,12 @@ def test_rows_that_are_not_there_are_refused(column: Column, key: object) -> Non
 def test_a_master_shows_its_parts_as_one(master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = opened(master)
     np.testing.assert_array_equal(np.asarray(columns["number"]), VALUES)
+    np.testing.assert_array_equal(np.asarray(columns["table"]), TABLE)
+    assert [piece.shape for piece in columns["table"].pieces] == [(5, 3), (0, 3), (7, 3), (8, 3)]
     monkeypatch.chdir("/")  # plain h5py finds the parts beside the master, wherever it is asked from
     with h5py.File(master, "r") as file:
         np.testing.assert_array_equal(file["number"][()], VALUES)
+        np.testing.assert_array_equal(file["table"][()], TABLE)
         np.testing.assert_array_equal(file["group/id"][()], np.asarray(columns["group/id"]))
 
 
@@ -107,7 +123,15 @@ def test_a_truncated_part_is_refused(master: Path) -> None:
 def test_a_part_of_another_making_is_refused(master: Path) -> None:
     part = master.parent / PARTS[3]
     size = part.stat().st_size
-    write_part(part, {"number": VALUES[12:20], "group/id": np.array([b"x" * 13] * 8)}, {"fingerprint": "of part-9.h5"})
+    columns = {"number": VALUES[12:20], "table": TABLE[12:20], "group/id": np.array([b"x" * 13] * 8)}
+    write_part(part, columns, {"fingerprint": "of part-9.h5"})
     assert part.stat().st_size == size
     with pytest.raises(DataError, match="has fingerprint"):
         opened(master)
+
+
+def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
+    for number, width in enumerate((3, 4)):
+        write_part(tmp_path / PARTS[number], {"table": np.zeros((2, width))}, {"fingerprint": "f"})
+    with create(tmp_path / "master.h5") as file, pytest.raises(ValueError, match="too many values"):
+        add_parts(file, tmp_path, PARTS[:2], ["table"])

@@ -1,5 +1,7 @@
 """HDF5 files of columns: laid out in memory and written as bytes, read by mapping the columns into memory.
 
+A column has one value a row, or a row of values of the same length: [N] or [N, D].
+
 A table may be spread over several part files, each written by whoever made it. A master file beside them shows their
 columns as one (HDF5's virtual datasets), so that plain h5py reads it like any other file. HDF5 reads the place of a
 missing part as zeros without a word; `open_parts` looks at every part first.
@@ -14,6 +16,7 @@ and cost one mapping each:
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +35,14 @@ FEW = 64  # rows that are faster looked up one by one than piece by piece
 
 
 class Column:
-    """A column that lies in several pieces, read as one array: `column[5]`, `column[2:9]`, `column[array]`."""
+    """A column that lies in several pieces, read as one array by its rows: `column[5]`, `column[2:9]`, `column[array]`.
+
+    A piece is [n], or [n, D] with the same D in all.
+    """
 
     def __init__(self, pieces: Sequence[NDArray[Any]]) -> None:
         self.pieces = tuple(pieces)
+        self._row = self.pieces[0].shape[1:]  # shape of what a row holds
         self.dtype = np.result_type(*{piece.dtype for piece in self.pieces})  # strings of different widths
         self._start = np.cumsum([0, *map(len, self.pieces)])
 
@@ -64,7 +71,7 @@ class Column:
 
     def _range(self, first: int, last: int) -> NDArray[Any]:
         if first >= last:
-            return np.empty(0, self.dtype)
+            return np.empty((0, *self._row), self.dtype)
         home, end = (int(np.searchsorted(self._start, row, side="right")) - 1 for row in (first, last - 1))
         found = [
             self.pieces[number][max(0, first - start) : last - start]
@@ -81,8 +88,9 @@ class Column:
         home = np.searchsorted(self._start, rows, side="right") - 1
         if rows.ndim == 1 and len(rows) <= FEW:
             places = zip(home.tolist(), (rows - self._start[home]).tolist(), strict=True)
-            return np.array([self.pieces[number][row] for number, row in places], self.dtype)
-        values = np.empty(rows.shape, self.dtype)
+            found = np.array([self.pieces[number][row] for number, row in places], self.dtype)
+            return found.reshape(rows.shape + self._row)
+        values = np.empty(rows.shape + self._row, self.dtype)
         for number in np.unique(home).tolist():
             here = home == number
             values[here] = self.pieces[number][rows[here] - self._start[number]]
@@ -128,11 +136,12 @@ _FINGERPRINT = "fingerprint"  # also a dataset: it has a place in the file that 
 def add_parts(file: h5py.File, folder: Path, parts: Sequence[str], columns: Sequence[str]) -> None:
     """Make the `columns` of the part files (names inside `folder`) visible in the master `file`, one after the other.
 
-    A column has the same type in all parts, but for strings, which may differ in width. The master remembers the
-    parts in /parts.
+    A column has the same type in all parts, but for strings, which may differ in width, and rows of the same length.
+    The master remembers the parts in /parts.
     """
     place = {name: np.zeros((len(parts), len(columns)), "<i8") for name in ("rows", "offset", "itemsize")}
     types: dict[str, set[np.dtype[Any]]] = {name: set() for name in columns}
+    shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in columns}
     fingerprints, fingerprint_offset = [], []
     for number, part in enumerate(parts):
         with h5py.File(folder / part, "r") as source:
@@ -141,16 +150,18 @@ def add_parts(file: h5py.File, folder: Path, parts: Sequence[str], columns: Sequ
             for c, name in enumerate(columns):
                 dataset = source[name]
                 types[name].add(dataset.dtype)
+                shapes[name].add(dataset.shape[1:])
                 place["rows"][number, c], place["itemsize"][number, c] = len(dataset), dataset.dtype.itemsize
                 place["offset"][number, c] = dataset.id.get_offset() or 0  # an empty dataset has no place
     for c, name in enumerate(columns):
         counts = place["rows"][:, c].tolist()
-        layout = h5py.VirtualLayout((sum(counts),), np.result_type(*types[name]))
+        (row,) = shapes[name]
+        layout = h5py.VirtualLayout((sum(counts), *row), np.result_type(*types[name]))
         layout.dcpl.set_obj_track_times(False)  # the same columns are the same bytes, whenever they are written
         start = 0
         for part, count in zip(parts, counts, strict=True):
             if count:
-                layout[start : start + count] = h5py.VirtualSource(part, name, (count,))
+                layout[start : start + count] = h5py.VirtualSource(part, name, (count, *row))
             start += count
         file.create_virtual_dataset(name, layout)
     strings = {"name": parts, "fingerprint": fingerprints, "column": columns}
@@ -172,7 +183,9 @@ def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str,
     known = parts["column"].asstr()[()].tolist()
     numbers = [known.index(name) for name in columns]
     rows, offsets, itemsizes = (parts[name][()][:, numbers].tolist() for name in ("rows", "offset", "itemsize"))
-    types = [file[name].dtype for name in columns]
+    shown = [file[name] for name in columns]
+    types, shapes = [dataset.dtype for dataset in shown], [dataset.shape for dataset in shown]
+    widths = [math.prod(shape[1:]) for shape in shapes]
     names, fingerprints = (parts[name].asstr()[()].tolist() for name in ("name", "fingerprint"))
     starts = parts["fingerprint_offset"][()].tolist()
     pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
@@ -184,11 +197,12 @@ def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str,
             raise DataError(f"{path.parent / name} has fingerprint {found}, {path.name} says {fingerprints[number]}")
         for c, column in enumerate(columns):
             dtype = np.dtype(f"S{itemsizes[number][c]}") if types[c].kind == "S" else types[c]
-            pieces[column].append(np.frombuffer(memory, dtype, rows[number][c], offsets[number][c]))
-    found_columns = {column: Column(values) for column, values in pieces.items()}
-    for column, values in found_columns.items():
-        if len(values) != len(file[column]):
-            raise DataError(f"{path} shows {len(file[column])} rows of {column}, its parts hold {len(values)}")
+            values = np.frombuffer(memory, dtype, rows[number][c] * widths[c], offsets[number][c])
+            pieces[column].append(values if len(shapes[c]) == 1 else values.reshape(rows[number][c], *shapes[c][1:]))
+    found_columns = {column: Column(found) for column, found in pieces.items()}
+    for (column, found_column), (expected, *_) in zip(found_columns.items(), shapes, strict=True):
+        if len(found_column) != expected:
+            raise DataError(f"{path} shows {expected} rows of {column}, its parts hold {len(found_column)}")
     return found_columns
 
 
