@@ -191,7 +191,7 @@ def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str,
         for c, column in enumerate(columns):
             dtype = np.dtype(f"S{itemsizes[number][c]}") if types[c].kind == "S" else types[c]
             values = np.frombuffer(memory, dtype, rows[number][c] * widths[c], offsets[number][c])
-            pieces[column].append(values if len(shapes[c]) == 1 else values.reshape(-1, *shapes[c][1:]))
+            pieces[column].append(values if len(shapes[c]) == 1 else values.reshape(rows[number][c], *shapes[c][1:]))
     found_columns = {column: Column(found) for column, found in pieces.items()}
     for (column, found_column), (expected, *_) in zip(found_columns.items(), shapes, strict=True):
         if len(found_column) != expected:
