@@ -118,17 +118,13 @@ class _Balancing:
         fingerprint = write_balance_part(folder, k, weight, fate)
         drawn = fate == DRAWN
         source = select_rows(self._corpus.path.parent / part_name(k), drawn, folder / part_name(k))
-        rows = self._selection.candidates.rows(k)
-        tables = {
-            name: [np.bincount(numbers[rows][chosen]).tolist() for chosen in (slice(None), drawn)]
-            for name, numbers in (("language", self._corpus.language), ("source", self._corpus.source))
-        }
         return {
             "shard_bytes": int(self._corpus.shard_bytes[k]),
             "source": source,
             "fingerprint": fingerprint,
             "fates": np.bincount(fate, minlength=4).tolist(),
-            **tables,
+            "language": self._by_name(k, self._corpus.language, self._corpus.languages, drawn),
+            "from": self._by_name(k, self._corpus.source, self._corpus.sources, drawn),
         }
 
     def finish(self, folder: Path, known: list[dict[str, Any]]) -> dict[str, Any]:
@@ -160,13 +156,20 @@ class _Balancing:
                 "drawn": selection.drawn,
                 "concepts": self._index.concepts,
                 "coverage": {name.removeprefix("count_"): coverage(counts[name], counts[COUNTS[0]]) for name in COUNTS},
-                "language": _named(corpus.languages, known, "language"),
-                "source": _named(corpus.sources, known, "source"),
+                "language": _named(corpus.languages, [row["language"] for row in known]),
+                "source": _named(corpus.sources, [row["from"] for row in known]),
                 "shortfalls": shortfalls(self._quotas, selection.cells, selection.available),
                 "settings": self._settings,
                 "fingerprint": fingerprint,
             }
         }
+
+    def _by_name(
+        self, k: int, numbers: NDArray[np.int16], names: tuple[str, ...], drawn: NDArray[np.bool_]
+    ) -> list[list[int]]:
+        """Samples of part k with each number of a table, all and those that are drawn."""
+        ours = numbers[self._selection.candidates.rows(k)]
+        return [np.bincount(chosen, minlength=len(names)).tolist() for chosen in (ours, ours[drawn])]
 
     def _count(self, folder: Path) -> None:
         """Show how many parts all ranks together have written."""
@@ -237,13 +240,10 @@ def _settings(concepts: ConceptRecipe) -> dict[str, Any]:
     return settings | {"quotas": sorted(concepts.quotas)}
 
 
-def _named(names: tuple[str, ...], known: list[dict[str, Any]], table: str) -> dict[str, dict[str, int]]:
-    """Samples before and after by the names of a table."""
-    total = np.zeros((2, len(names)), np.int64)
-    for row in known:
-        for which, counts in enumerate(row[table]):
-            total[which, : len(counts)] += counts
-    return {name: {"before": int(total[0, k]), "after": int(total[1, k])} for k, name in enumerate(names)}
+def _named(names: tuple[str, ...], counts: list[list[list[int]]]) -> dict[str, dict[str, int]]:
+    """Samples before and after by the names of a table; `counts` are those of each part."""
+    before, after = np.sum(counts, axis=0).tolist()
+    return {name: {"before": b, "after": a} for name, b, a in zip(names, before, after, strict=True)}
 
 
 def _line(output: Path, result: StepResult) -> str:
