@@ -70,10 +70,10 @@ def write_index(folder: Path, parts: Sequence[ConceptPart], corpus: str, concept
     return folder
 
 
-def small_recipe(folder: Path, samples: int = 47, shard_samples: int = 7, seed: int = 0, **settings: Any) -> Recipe:
-    """A recipe over a real corpus of `samples` records, in folder/corpus, and a concept index in folder/concepts."""
+def small_recipe(folder: Path, records: int = 47, shard_samples: int = 7, seed: int = 0, **settings: Any) -> Recipe:
+    """A recipe over a real corpus of `records` records, in folder/corpus, and a concept index in folder/concepts."""
     tiny_tokenizer(folder / "tokenizer")
-    write_records(folder / "source", [sample_record(i, images=i % 3) for i in range(samples)])
+    write_records(folder / "source", [sample_record(i, images=i % 3) for i in range(records)])
     data = DataRecipe(
         source=str(folder / "source"),
         tokenizer=str(folder / "tokenizer"),
@@ -83,11 +83,36 @@ def small_recipe(folder: Path, samples: int = 47, shard_samples: int = 7, seed: 
     )
     build_corpus(data, folder / "corpus", report=lambda line: None)
     corpus = CorpusIndex.open(folder / "corpus")
-    lists = draw_concepts(samples, CONCEPTS, seed)
+    lists = draw_concepts(records, CONCEPTS, seed)
     edges = np.cumsum([0, *(len(piece) for piece in corpus.shard.pieces)]).tolist()
     parts = [concept_part(lists[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
     index = write_index(folder / "concepts", parts, corpus.fingerprint)
     return Recipe(data=data, concepts=ConceptRecipe(index=str(index), **settings))
+
+
+def duplicated_recipe(folder: Path, records: int, shard_samples: int, **settings: Any) -> Recipe:
+    """As `small_recipe`, with embeddings and image hashes, of which about one in five is near to an earlier one."""
+    recipe = small_recipe(folder, records, shard_samples, **settings)
+    corpus = CorpusIndex.open(folder / "corpus")
+    random = np.random.default_rng(5)
+    embedding = random.normal(size=(records, 16))
+    hashes = [[int(value) for value in random.integers(1, 2**63, i % 3)] for i in range(records)]
+    lists = draw_concepts(records, CONCEPTS, seed=0)
+    for row in random.permutation(records)[: records // 5].tolist():
+        earlier = int(random.integers(row)) if row else 0
+        if row % 2:
+            embedding[row] = embedding[earlier] + random.normal(scale=0.02, size=16)
+            lists[row] = lists[earlier]
+        else:
+            hashes[row] = [value ^ 1 << int(random.integers(63)) for value in hashes[earlier]]
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    edges = np.cumsum([0, *(len(piece) for piece in corpus.shard.pieces)]).tolist()
+    parts = [
+        concept_part(lists[a:b], embedding[a:b].astype(np.float16), hashes[a:b])
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    write_index(folder / "concepts", parts, corpus.fingerprint)
+    return recipe
 
 
 def with_concepts(recipe: Recipe, **settings: Any) -> Recipe:

@@ -26,7 +26,7 @@ from tests.concepts.balance.common import small_recipe, with_concepts
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return small_recipe(tmp_path_factory.mktemp("balance"), samples=20)
+    return small_recipe(tmp_path_factory.mktemp("balance"), records=20)
 
 
 def balance(recipe: Recipe, output: Path, **settings: Any) -> StepResult:
@@ -243,10 +243,10 @@ def test_what_cannot_be_is_one_line(made: Recipe, tmp_path: Path, settings: dict
 
 
 def test_a_concept_index_of_another_corpus_is_refused(made: Recipe, tmp_path: Path) -> None:
-    other = small_recipe(tmp_path / "other", samples=12)
+    other = small_recipe(tmp_path / "other", records=12)
     with pytest.raises(InputError, match=r"concepts\.h5 was made with corpus=.*: run `make concepts` again"):
         balance(replace(other, concepts=made.concepts), tmp_path / "balanced")
-    whole = small_recipe(tmp_path / "whole", samples=20, shard_samples=20)  # the same corpus in one shard
+    whole = small_recipe(tmp_path / "whole", records=20, shard_samples=20)  # the same corpus in one shard
     with pytest.raises(InputError, match=r"has 3 parts, which are not the 1 of"):
         balance(replace(whole, concepts=made.concepts), tmp_path / "balanced")
 

@@ -129,7 +129,7 @@ def _fill(values: NDArray[np.float64], most: NDArray[np.float64], total: float) 
         share = np.where(open_, values, 0.0)
         if not share.any():
             share = np.where(open_, most - result, 0.0)
-        step = share * (left / share.sum())
+        step = share / share.sum() * left
         full = open_ & (result + step >= most)
         if not full.any():
             return result + step
