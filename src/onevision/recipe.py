@@ -89,7 +89,7 @@ class ConceptRecipe:
     search: str = "exact"  # exact, approximate (IVF with 8-bit vectors, which measures its recall)
     image_hashes: bool = True  # perceptual hashes, for which every image is decoded at a small size
     balanced: str = ""  # output of the balance step: a corpus index over the same shards, balance.h5
-    samples: int = 0  # that are drawn; 0: all that are no duplicates
+    samples: int = 0  # that are drawn; 0: all that are no duplicates, with metaclip those that their coins keep
     weighting: str = "sum"  # of the inverse frequencies of a sample's concepts: sum, mean, metaclip
     threshold: int = 20_000  # t of weighting=metaclip: a concept of so many samples or fewer is kept whole
     seed: int = 0
@@ -398,7 +398,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         problems.append(f"data.pack_part_samples={data.pack_part_samples} must be at most {MAX_PART_SAMPLES}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
-    for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.warmup_fraction", "data.reject_threshold"):
+    shares = ("optimizer.warmup_fraction", "data.reject_threshold", "concepts.duplicate_similarity")
+    for key in ("optimizer.beta1", "optimizer.beta2", *shares):
         if not 0 <= _value(recipe, key) <= 1 or (key.startswith("optimizer.beta") and _value(recipe, key) == 1):
             problems.append(f"{key}={_value(recipe, key)} is not between 0 and 1")
     if train.global_batch_size % train.micro_batch_size:

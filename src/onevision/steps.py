@@ -68,13 +68,15 @@ def run_parts(
     build: Callable[[Path, int], dict[str, Any]],
     finish: Callable[[Path, list[dict[str, Any]]], dict[str, Any]],
     ranks: Ranks = ALONE,
+    prepare: Callable[[Path], None] = lambda work: None,
 ) -> StepResult:
     """As `run_step`, for a step made of `parts` that `ranks` share and that an interrupted step need not do again.
 
     `build(work_folder, k) -> what is known of part k` leaves files that have their names once they are whole; they
     depend on `inputs` and k alone, never on the rank that makes them. `finish(work_folder, known of all parts) ->
     summary` is called on rank 0 when all parts are there. The work folder stands beside `folder` and survives until
-    then; one that belongs to other `inputs` is removed.
+    then; one that belongs to other `inputs` is removed. `prepare(work_folder)` is called on every rank before that,
+    also when an interrupted step goes on: for what all parts need and the ranks find together.
 
     Raises:
         InputError: as `run_step`.
@@ -89,6 +91,8 @@ def run_parts(
     with storage_errors(folder):
         if ranks.rank == 0:
             _enter(work, key)
+        ranks.wait()
+        prepare(work)
         missing = [k for k in range(parts) if not _known(work, k).exists()]
         for k in ranks.first(missing)[ranks.rank :: ranks.size]:
             write_json(_known(work, k), build(work, k))

@@ -12,7 +12,11 @@ N samples in the order of the source, I images in the order of their samples:
     /images/   offset i8, size i8 (bytes in the sample's shard), width i4, height i4 (pixels in the header)
     /tables/   category, language, source, license, shard (strings), shard_bytes i8
     /parts/    the part files: onevision.corpus.hdf5
-    attributes format_version, samples, tokenizer, template, min_pixels, max_pixels, fingerprint
+    attributes format_version, samples, tokenizer, template, min_pixels, max_pixels, fingerprint,
+               shard_folder: where the shards lie, relative to the folder of corpus.h5; "" or missing: in it
+
+A corpus of selected rows (`onevision.concepts.balance`) reads the shards of the corpus that it was drawn from:
+shard_folder names them. Both folders may be moved together.
 
 image_start, category, language, source, license and the tables lie in `corpus.h5` itself, all other columns are virtual
 datasets over the part files. Plain h5py reads them as one, as long as no part file is missing (HDF5 shows its rows as
@@ -84,10 +88,16 @@ class CorpusIndex:
     template: str  # fingerprint
     min_pixels: int
     max_pixels: int
+    shard_folder: str
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def shard_path(self) -> Path:
+        """The folder of the shards, unless `data.shards` names another place."""
+        return self.path.parent / self.shard_folder
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -102,7 +112,7 @@ class CorpusIndex:
     @classmethod
     def open(cls, folder: str | Path, check_shards: bool = True) -> CorpusIndex:
         """Open the index of a corpus folder and check that every part and every shard is there and has its size;
-        shards only if they lie beside it.
+        shards only with `check_shards`, which is right if they lie where the index says.
 
         Raises:
             InputError: there is no corpus.h5, or it has another format.
@@ -136,13 +146,18 @@ class CorpusIndex:
 
     def _check_shards(self) -> None:
         for name, size in zip(self.shards, self.shard_bytes.tolist(), strict=True):
-            shard = self.path.parent / name
+            shard = self.shard_path / name
             try:
                 found = shard.stat().st_size
             except OSError:
-                raise DataError(f"{shard} is missing, {FILE} says {size} bytes: run `make corpus` again") from None
+                raise DataError(f"{shard} is missing, {self._says(size)}") from None
             if found != size:
-                raise DataError(f"{shard} has {found} bytes, {FILE} says {size}: run `make corpus` again")
+                raise DataError(f"{shard} has {found} bytes, {self._says(size)}")
+
+    def _says(self, size: int) -> str:
+        if not self.shard_folder:
+            return f"{FILE} says {size} bytes: run `make corpus` again"
+        return f"{self.path} says {size} bytes: put the corpus that it was drawn from back, or run `make balance` again"
 
 
 class IndexWriter:
@@ -174,8 +189,10 @@ class IndexWriter:
         tables: Mapping[str, Sequence[str]],
         shards: Sequence[tuple[str, int]],
         attributes: Mapping[str, str | int],
+        shard_folder: str = "",
     ) -> str:
-        """Write `corpus.h5` over the part files in `folder`; `shards` are names and bytes.
+        """Write `corpus.h5` over the part files in `folder`; `shards` are names and bytes, `shard_folder` is where they
+        lie, relative to the corpus' folder.
 
         Returns:
             The corpus fingerprint: of the ids, contents, lengths and attributes in their order. Where they lie is left
@@ -197,6 +214,7 @@ class IndexWriter:
                 file.create_dataset(f"tables/{name}", data=list(strings), dtype=h5py.string_dtype())
             file.create_dataset("tables/shard_bytes", data=np.array([size for _, size in shards], "<i8"))
             file.attrs.update(attributes, format_version=FORMAT_VERSION, samples=len(counts), fingerprint=fingerprint)
+            file.attrs["shard_folder"] = shard_folder
         temporary.replace(folder / FILE)
         return fingerprint
 
@@ -211,5 +229,6 @@ def _columns(path: Path, file: h5py.File) -> dict[str, Any]:
     for name, attribute in {**plural, "shard": "shards"}.items():
         values[attribute] = tuple(file[f"tables/{name}"].asstr()[()].tolist())
     values["shard_bytes"] = file["tables/shard_bytes"][()]
+    values["shard_folder"] = str(file.attrs.get("shard_folder", ""))
     values |= {name: str(file.attrs[name]) for name in ("tokenizer", "template", "fingerprint")}
     return values | {name: int(file.attrs[name]) for name in ("min_pixels", "max_pixels")}

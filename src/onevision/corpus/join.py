@@ -15,14 +15,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from onevision.corpus.index import SAMPLES, TABLES, IndexWriter
-from onevision.corpus.part import number_of, part_name, shard_name, without_rows
+from onevision.corpus.part import number_of, part_column, part_name, shard_name, without_rows
 from onevision.fingerprint import value_digest
 
 LEDGER = "rejects.parquet"
 
 
-def join_parts(folder: Path, known: Sequence[Mapping[str, Any]], attributes: Mapping[str, str | int]) -> dict[str, Any]:
-    """Make one corpus of the parts in `folder`; `known` is what `build_part` returned of each.
+def join_parts(
+    folder: Path, known: Sequence[Mapping[str, Any]], attributes: Mapping[str, str | int], shard_folder: str = ""
+) -> dict[str, Any]:
+    """Make one corpus of the parts in `folder`; `known` is what `build_part` returned of each, `shard_folder` is as in
+    `corpus.h5`.
 
     May be interrupted and done again.
 
@@ -54,7 +57,7 @@ def join_parts(folder: Path, known: Sequence[Mapping[str, Any]], attributes: Map
         np.add.at(by_category, numbers["category"], np.stack([np.ones_like(lengths), lengths], axis=-1))
     shards = [(shard_name(k), int(row["shard_bytes"])) for k, row in enumerate(known)]
     names = {name: list(table) for name, table in tables.items()}
-    fingerprint = writer.write(folder, [part.name for part in parts], names, shards, attributes)
+    fingerprint = writer.write(folder, [part.name for part in parts], names, shards, attributes, shard_folder)
     counts = dict.fromkeys(("samples", "images", "text_tokens", "vision_tokens"), 0) | totals
     return {
         "samples": counts["samples"],
@@ -76,7 +79,7 @@ def drop_duplicates(parts: Sequence[Path]) -> None:
 
     Their bytes stay in the shards. Holds 8 bytes a sample in memory: equal hashes are looked for first, then ids.
     """
-    hashes = [_column(part, "id_hash") for part in parts]
+    hashes = [part_column(part, "id_hash") for part in parts]
     ordered = np.sort(np.concatenate([*hashes, np.empty(0, np.uint64)]))
     suspects = ordered[1:][ordered[1:] == ordered[:-1]]
     del ordered
@@ -93,12 +96,6 @@ def drop_duplicates(parts: Sequence[Path]) -> None:
         seen.update(ids)
         if dropped:
             without_rows(part, np.array(dropped), "duplicate_id", "a record of an earlier unit has this id")
-
-
-def _column(part: Path, name: str) -> NDArray[Any]:
-    with h5py.File(part, "r") as file:
-        values: NDArray[Any] = file[f"samples/{name}"][()]
-    return values
 
 
 def _global_numbers(file: h5py.File, name: str, table: dict[str, int]) -> NDArray[np.int16]:

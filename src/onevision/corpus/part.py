@@ -195,17 +195,43 @@ def write_columns(
 
 def without_rows(path: Path, rows: NDArray[np.int64], reason: str, detail: str) -> None:
     """Move rows of a part file from its columns to its rejects; their bytes stay in the shard."""
+    unit, columns, names, rejects = _read_part(path)
+    kept = np.ones(len(columns["samples/id"]), bool)
+    kept[rows] = False
+    dropped = [Rejected(name.decode(), reason, detail) for name in columns["samples/id"][rows].tolist()]
+    write_columns(path, unit, _rows(columns, kept), names, rejects + reject_lines(dropped))
+
+
+def select_rows(path: Path, kept: NDArray[np.bool_], target: Path) -> str:
+    """Write the rows of a part file for which `kept` [n] is true as a part file of its own, over the same shard; what
+    was rejected before is not repeated in it. Returns the fingerprint of the part that was read.
+    """
+    unit, columns, names, _ = _read_part(path)
+    write_columns(target, unit, _rows(columns, kept), names, b"")
+    with h5py.File(path, "r") as file:
+        return str(file.attrs["fingerprint"])
+
+
+def part_column(path: Path, name: str) -> NDArray[Any]:
+    """A column of the samples of a part file."""
+    with h5py.File(path, "r") as file:
+        values: NDArray[Any] = file[f"samples/{name}"][()]
+    return values
+
+
+def _read_part(path: Path) -> tuple[str, dict[str, NDArray[Any]], dict[str, NDArray[Any]], bytes]:
+    """Unit, columns, tables and rejects of a part file."""
     with h5py.File(path, "r") as file:
         columns = [*(f"samples/{name}" for name in ("id", *PART_SAMPLES)), *(f"images/{name}" for name in IMAGES)]
         contents = {name: file[name][()] for name in columns}
         names = {f"tables/{name}": file[f"tables/{name}"][()] for name in TABLES}
-        unit, rejects = str(file.attrs["unit"]), file["rejects"][()].tobytes()
-    kept = np.ones(len(contents["samples/id"]), bool)
-    kept[rows] = False
-    dropped = [Rejected(name.decode(), reason, detail) for name in contents["samples/id"][rows].tolist()]
-    kept_images = np.repeat(kept, contents["samples/image_count"])
-    left = {name: values[kept if name.startswith("samples/") else kept_images] for name, values in contents.items()}
-    write_columns(path, unit, left, names, rejects + reject_lines(dropped))
+        return str(file.attrs["unit"]), contents, names, file["rejects"][()].tobytes()
+
+
+def _rows(columns: Mapping[str, NDArray[Any]], kept: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """The columns of a part with only the samples that are kept, and their images."""
+    images = np.repeat(kept, columns["samples/image_count"])
+    return {name: values[kept if name.startswith("samples/") else images] for name, values in columns.items()}
 
 
 def reject_lines(rejects: Iterable[Rejected]) -> bytes:

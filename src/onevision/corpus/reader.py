@@ -46,7 +46,7 @@ class CorpusReader:
     """A corpus folder. Several threads may read from it at once."""
 
     def __init__(self, folder: str | Path, shards: str = "") -> None:
-        """`shards` is the folder or URL of the tar shards where they do not lie beside `corpus.h5`.
+        """`shards` is the folder or URL of the tar shards where they do not lie where `corpus.h5` says.
 
         Raises:
             InputError: there is no corpus.h5, it has another format, or `shards` is no place that can be read.
@@ -54,7 +54,7 @@ class CorpusReader:
         """
         self.folder = Path(folder)
         self.index = CorpusIndex.open(folder, check_shards=not shards)
-        self.store = open_store(shards or self.folder)
+        self.store = open_store(shards or self.index.shard_path)
         if shards:
             self._check_shards()
 

@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
+from onevision.lineage import write_lineage
 from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.layout import training_problems
 from onevision.model.onevision import OneVisionModel, freeze, language_config
@@ -32,7 +33,7 @@ from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel, precision_dtype
-from onevision.training.run import lock_run, open_run, write_lineage
+from onevision.training.run import lock_run, open_run
 from onevision.training.step import forward_step, reduce_totals, refuse_divergence
 
 

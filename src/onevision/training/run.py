@@ -16,7 +16,6 @@ import psutil
 
 from onevision.errors import Busy, InputError
 from onevision.files import read_json, storage_errors, write_json
-from onevision.fingerprint import value_digest
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
@@ -148,20 +147,3 @@ def _acquire(file: TextIO, run: Path, patience: float) -> None:
             print(f"{run} is held by process {holder}: waiting up to {patience:g} s for it to end", flush=True)
             announced = True
         time.sleep(min(0.5, patience))
-
-
-def write_lineage(run: Path, inputs: dict[str, str], parents: dict[str, str]) -> None:
-    """Write lineage.json: the fingerprints of what the run read, and the lineage of what those were made from.
-
-    `parents` maps a name to the folder that made it; their own lineage.json or step.json is taken in, down to the
-    source's images.
-    """
-    lineage: dict[str, Any] = {"inputs": inputs, "made_from": {}}
-    for name, folder in parents.items():
-        for file in ("lineage.json", "step.json"):
-            path = Path(folder) / file
-            if path.exists():
-                lineage["made_from"][name] = {"folder": str(folder), file: read_json(path)}
-                break
-    lineage["fingerprint"] = value_digest(lineage)
-    write_json(run / "lineage.json", lineage)

@@ -1,0 +1,27 @@
+"""What a result was made from: the fingerprints of its inputs, and the lineage of what those were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onevision.files import read_json, write_json
+from onevision.fingerprint import value_digest
+
+
+def write_lineage(folder: Path, inputs: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+    """Write lineage.json into `folder`: fingerprints of what was read, and the lineage of what that was made from.
+
+    `parents` maps a name to the folder that made it; their own lineage.json or step.json is taken in, down to the
+    source's images.
+    """
+    lineage: dict[str, Any] = {"inputs": dict(inputs), "made_from": {}}
+    for name, parent in parents.items():
+        for file in ("lineage.json", "step.json"):
+            path = Path(parent) / file
+            if path.exists():
+                lineage["made_from"][name] = {"folder": str(parent), file: read_json(path)}
+                break
+    lineage["fingerprint"] = value_digest(lineage)
+    write_json(folder / "lineage.json", lineage)
