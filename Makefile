@@ -19,8 +19,10 @@ place = $(NODES:%=nodes=%) $(TIME:%=time=%) $(SITE:%=site=%)
 # $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
 recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(place) $(ARGS)
 
-# What the data steps read and how: SOURCE in the layout FORMAT, packs of SEQ tokens, shared by RANKS processes.
-data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence_length=%) $(RANKS:%=ranks=%)
+# What the data steps read and how: SOURCE in the layout FORMAT, packs of SEQ tokens, shared by RANKS processes; with
+# TOPK concepts a sample.
+data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence_length=%) $(RANKS:%=ranks=%) \
+  $(TOPK:%=concepts.top_k=%)
 
 # A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
 weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
@@ -36,7 +38,7 @@ endif
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n\033[1m%s\033[0m\n", substr($$0, 5); next } \
-	  /^[a-z0-9_-]+:.*## / { printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2 } \
+	  /^[a-z0-9_-]+:.*## / { printf "  \033[36m%-16s\033[0m %s\n", $$1, $$2 } \
 	  /^#\? / { print substr($$0, 4) }' $(MAKEFILE_LIST) | \
 	  if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;]*m//g'; fi
 
@@ -54,7 +56,19 @@ test: $(READY)  ## all tests
 corpus: $(READY)  ## records and images -> shards and corpus.h5
 	@$(JOBS) corpus $(call recipe,stage1_5) $(data)
 
-pack: $(READY)  ## corpus -> packs.h5
+vocabulary: $(READY)  ## names of concepts -> concepts.txt and their embeddings
+	@$(JOBS) vocabulary $(call recipe,stage1_5) $(data)
+
+concepts: $(READY)  ## the TOPK concepts of every sample -> concepts.h5
+	@$(JOBS) concepts $(call recipe,stage1_5) $(data)
+
+balance: $(READY)  ## weights and a seeded draw of SAMPLES (85M) -> a new corpus index over the same shards
+	@$(JOBS) balance $(call recipe,stage1_5) $(data) $(SAMPLES:%=samples=%)
+
+concepts-report: $(READY)  ## text and report.html: coverage before and after, the tail, per source
+	@$(JOBS) concepts-report $(call recipe,stage1_5) $(data)
+
+pack: $(READY)  ## corpus, or what was drawn of it -> packs.h5
 	@$(JOBS) pack $(call recipe,stage1_5) $(data)
 
 pack-report: $(READY)  ## text and packs' report.html: histograms, fill, compression, cost balance
@@ -122,6 +136,9 @@ scripts: $(READY)  ## write the plain sbatch scripts of sbatch/ anew
 bench-packing: $(READY)  ## the solver and its packs at 85M samples, beside peers
 	@.venv/bin/python -m benchmarks.packing $(ARGS)
 
+bench-concepts: $(READY)  ## concept search, and the balance of 85M samples, beside peers
+	@.venv/bin/python -m benchmarks.concepts $(ARGS)
+
 bench-data: $(READY)  ## images, lengths and the loader, beside peers
 	@.venv/bin/python -m benchmarks.data $(ARGS)
 
@@ -152,5 +169,6 @@ endif
 $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
-.PHONY: help setup demo test corpus pack pack-report init import stage1 stage1_5 stage2 resume pipeline status logs \
-  cancel eval report export slurm-up slurm-down slurm-check scripts bench-packing bench-data test-fast lint clean-demo
+.PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report init import stage1 \
+  stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
+  bench-packing bench-concepts bench-data test-fast lint clean-demo

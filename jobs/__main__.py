@@ -27,6 +27,10 @@ class Job:
 JOBS = {
     "demo": Job("jobs.demo:run", "the whole pipeline on this machine, small, with a report at the end"),
     "corpus": Job("jobs.data:run_corpus", "records and their images -> shards and corpus.h5"),
+    "vocabulary": Job("jobs.concepts:run_vocabulary", "names of concepts -> vocabulary.h5 with their embeddings"),
+    "concepts": Job("jobs.concepts:run_concepts", "the concepts of every sample of a corpus -> concepts.h5"),
+    "balance": Job("jobs.concepts:run_balance", "a selection in which rare concepts have their place -> a corpus"),
+    "concepts-report": Job("jobs.concepts:run_report", "coverage before and after, as text and report.html"),
     "pack": Job("jobs.data:run_pack", "corpus -> packs.h5, full sequences"),
     "pack-report": Job("jobs.pack_report:run", "the packs as text and report.html: fill, compression, cost balance"),
     "init": Job("jobs.train:run_init", "a stage-0 checkpoint with random weights"),
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m jobs",
         usage="%(prog)s NAME [argument] [key=value ...]",
         description="Jobs (python -m jobs NAME --help tells more about one):\n\n"
-        + "\n".join(f"  {name:<12} {job.help}" for name, job in JOBS.items()),
+        + "\n".join(f"  {name:<15} {job.help}" for name, job in JOBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)

@@ -37,19 +37,30 @@ _MANY = 1_000_000  # starts: submitit counts some signals as time-outs; jobs/sta
 @dataclass(frozen=True)
 class Work:
     """A call to be queued. `needs`: "cpu" a process, "gpu" a process with a GPU, "ranks" as many MPI `ranks` evenly
-    over the nodes, "nodes" a rank a GPU of all nodes."""
+    over the nodes, "gpu_ranks" the same with a GPU each, as far as a node has them, "nodes" a rank a GPU of all nodes.
+    """
 
     name: str
     call: Callable[..., Any]
     args: tuple[Any, ...]
     log_folder: Path
-    needs: Literal["cpu", "gpu", "ranks", "nodes"] = "cpu"
+    needs: Literal["cpu", "gpu", "ranks", "gpu_ranks", "nodes"] = "cpu"
     nodes: int = 1
-    ranks: int = 1  # with needs="ranks"
+    ranks: int = 1  # with needs="ranks" or "gpu_ranks"
     run: Path | None = None  # run folder whose checkpoints are the progress of the work
     steps: int = 0
     minutes: int = 0  # time limit; 0: the site's
     after: dict[int, str] = field(default_factory=dict)  # jobs that must have ended well before, by id
+
+    @property
+    def mpi(self) -> bool:
+        """Whether MPI joins its processes."""
+        return self.needs in ("ranks", "gpu_ranks")
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it wants GPUs."""
+        return self.needs in ("gpu", "gpu_ranks", "nodes")
 
     @property
     def records(self) -> Records:
@@ -121,7 +132,7 @@ def slurm_executor(work: Work, site: Site) -> submitit.SlurmExecutor:
     """The submitit executor of a piece of work."""
     with _environment(site):
         executor = submitit.SlurmExecutor(
-            work.records.folder, max_num_timeout=_MANY, python=python_command(site, gpu=work.needs in ("gpu", "nodes"))
+            work.records.folder, max_num_timeout=_MANY, python=python_command(site, gpu=work.gpu)
         )
     executor.update_parameters(**parameters(work, site))
     return executor
@@ -136,8 +147,9 @@ def script_text(work: Work, site: Site) -> str:
 def parameters(work: Work, site: Site) -> dict[str, Any]:
     """submitit's parameters: what is asked of Slurm, and the lines of the batch script before and after srun."""
     training = work.needs == "nodes"
-    gpus = {"gpu": min(1, site.gpus_per_node), "nodes": site.gpus_per_node}.get(work.needs, 0)
-    partition = site.partition if work.needs in ("gpu", "nodes") else site.cpu_partition or site.partition
+    wanted = {"gpu": 1, "gpu_ranks": work.ranks // work.nodes, "nodes": site.gpus_per_node}
+    gpus = min(wanted.get(work.needs, 0), site.gpus_per_node)
+    partition = site.partition if work.gpu else site.cpu_partition or site.partition
     further: dict[str, Any] = {
         "requeue": True,
         "distribution": "block",  # neighbouring ranks on one node
@@ -167,7 +179,7 @@ def parameters(work: Work, site: Site) -> dict[str, Any]:
         "dependency": "afterok:" + ":".join(map(str, work.after)) if work.after else None,
         "stderr_to_stdout": True,
         "setup": setup_lines(work, site),
-        "srun_args": srun_options(site, _cpus(work, site), site.mpi if work.needs == "ranks" else "none"),
+        "srun_args": srun_options(site, _cpus(work, site), site.mpi if work.mpi else "none"),
         "teardown": teardown_lines(work, site),
         "additional_parameters": further | dict(site.sbatch),
     }
@@ -259,11 +271,11 @@ def python_command(site: Site, *, gpu: bool) -> str:
 
 
 def _tasks(work: Work, site: Site) -> int:
-    return {"nodes": site.ranks_per_node, "ranks": -(-work.ranks // work.nodes)}.get(work.needs, 1)
+    return -(-work.ranks // work.nodes) if work.mpi else {"nodes": site.ranks_per_node}.get(work.needs, 1)
 
 
 def _cpus(work: Work, site: Site) -> int:
-    return 1 if work.needs == "ranks" and work.ranks > 1 else site.cpus_per_task
+    return 1 if work.mpi and work.ranks > 1 else site.cpus_per_task
 
 
 def _job_name(work: Work) -> str:

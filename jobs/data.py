@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.arguments import parse
 from jobs.cluster import Work
@@ -13,7 +14,7 @@ from jobs.shared import as_rank
 from onevision.corpus.build import build_corpus
 from onevision.errors import InputError
 from onevision.packing.build import build_packs
-from onevision.recipe import Recipe, load_recipe
+from onevision.recipe import DataRecipe, Recipe, load_recipe
 
 
 def run_corpus(arguments: list[str]) -> int:
@@ -29,7 +30,7 @@ def run_corpus(arguments: list[str]) -> int:
 def run_pack(arguments: list[str]) -> int:
     """python -m jobs pack RECIPE.yaml [ranks=N] [nodes=N] [key=value ...]
 
-    Packs the samples of `data.corpus` into sequences of `data.sequence_length` tokens: packs.h5 under `data.packs`. The
+    Packs the samples of `data.balanced`, or where that is empty of `data.corpus`, into sequences of `data.sequence_length` tokens: packs.h5 under `data.packs`. The
     result is the same for any number of ranks; a run that was interrupted goes on.
     """
     return _run("pack", arguments)
@@ -37,12 +38,17 @@ def run_pack(arguments: list[str]) -> int:
 
 def corpus_work(recipe: Recipe, output: Path, ranks: int = 1, nodes: int = 1) -> Work:
     """The corpus job."""
-    return _work("corpus", build_corpus, recipe, output, ranks, nodes)
+    return shared_work("corpus", build_corpus, recipe.data, output, ranks, nodes)
 
 
 def pack_work(recipe: Recipe, output: Path, ranks: int = 1, nodes: int = 1) -> Work:
     """The pack job."""
-    return _work("pack", build_packs, recipe, output, ranks, nodes)
+    return shared_work("pack", build_packs, packed_data(recipe), output, ranks, nodes)
+
+
+def packed_data(recipe: Recipe) -> DataRecipe:
+    """What is packed: the balanced selection where there is one, else the corpus."""
+    return replace(recipe.data, corpus=recipe.data.balanced or recipe.data.corpus)
 
 
 def data_ranks(own: Mapping[str, str]) -> int:
@@ -61,20 +67,38 @@ def _run(name: str, arguments: list[str]) -> int:
     path, overrides, own = parse(arguments, name, "recipe file", ("ranks",))
     recipe, place = load_recipe(path, overrides), place_of(own)
     if name == "corpus":
-        work = corpus_work(recipe, _required(recipe.data.corpus, "data.corpus"), data_ranks(own), place.nodes)
+        work = corpus_work(recipe, required(recipe.data.corpus, "data.corpus"), data_ranks(own), place.nodes)
     else:
-        work = pack_work(recipe, _required(recipe.data.packs, "data.packs"), data_ranks(own), place.nodes)
+        work = pack_work(recipe, required(recipe.data.packs, "data.packs"), data_ranks(own), place.nodes)
     return start(work, place)
 
 
-def _work(name: str, build: Callable[..., Any], recipe: Recipe, output: Path, ranks: int, nodes: int) -> Work:
+def shared_work(
+    name: str,
+    build: Callable[..., Any],
+    settings: DataRecipe | Recipe,
+    output: Path,
+    ranks: int,
+    nodes: int,
+    needs: Literal["ranks", "gpu_ranks"] = "ranks",
+) -> Work:
+    """The job of a step that `ranks` share: `build(settings, output, ranks, report)`.
+
+    Raises:
+        InputError: the ranks cannot be spread over the nodes.
+    """
     if ranks % nodes:
         raise InputError(f"ranks={ranks} cannot be spread evenly over nodes={nodes}")
     log_folder = output.parent / "log"
-    return Work(name, as_rank, (build, recipe.data, output), log_folder, needs="ranks", nodes=nodes, ranks=ranks)
+    return Work(name, as_rank, (build, settings, output), log_folder, needs=needs, nodes=nodes, ranks=ranks)
 
 
-def _required(folder: str, key: str) -> Path:
+def required(folder: str, key: str) -> Path:
+    """The folder that a step writes, which the recipe names under `key`.
+
+    Raises:
+        InputError: it is not named.
+    """
     if not folder:
         raise InputError(f"{key} is empty: name the folder to write with {key}=FOLDER")
     return Path(folder)

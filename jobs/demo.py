@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cluster import Work
+from jobs.data import packed_data
 from jobs.here import launch
 from jobs.ranks import quiet
 from jobs.train import train_stage
+from onevision.concepts.balance.build import build_balance
+from onevision.concepts.build import build_concepts
+from onevision.concepts.vocabulary import build_vocabulary
 from onevision.corpus.build import build_corpus
 from onevision.errors import InputError
 from onevision.packing.build import build_packs
@@ -39,8 +44,8 @@ def run(arguments: list[str]) -> int:
     stage0, *stages = (load_recipe(RECIPES / f"{name}.yaml", arguments) for name in ("stage0", *STAGES))
     root = Path(stage0.output).parent
 
-    _title("1/6 data: source, tokenizer, corpus, packs")
-    launch("data", make_data, stage0, log_folder=root / "log")
+    _title("1/6 data: source, tokenizer, corpus, concepts, balanced selection, packs")
+    launch("data", make_data, stage0, stages, log_folder=root / "log")
     _title("2/6 random weights, and what they answer")
     launch("before", make_before, stage0, log_folder=root / "log")
     for number, recipe in enumerate(stages, start=3):
@@ -54,11 +59,16 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def make_data(recipe: Recipe) -> None:
-    """Source, tokenizer, training corpus, held-out corpus, packs."""
+def make_data(recipe: Recipe, stages: Sequence[Recipe]) -> None:
+    """Source, tokenizer, training corpus, held-out corpus, and what each stage reads of them."""
     make_source(recipe)
     build_corpus(recipe.data, Path(recipe.data.corpus))
-    build_packs(recipe.data, Path(recipe.data.packs))
+    for stage in stages:
+        if stage.data.balanced:
+            build_vocabulary(stage, Path(stage.concepts.vocabulary))
+            build_concepts(stage, Path(stage.concepts.index))
+            build_balance(stage, Path(stage.data.balanced))
+        build_packs(packed_data(stage), Path(stage.data.packs))
 
 
 def source_work(recipe: Recipe) -> Work:

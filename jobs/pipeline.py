@@ -1,5 +1,5 @@
-"""The whole pipeline, each step a job that waits for those before it: records -> corpus -> packs -> weights ->
-stage 1 -> 1.5 -> 2 -> export and evaluation."""
+"""The whole pipeline, each step a job that waits for those before it: records -> corpus -> concepts -> balance -> packs
+-> weights -> stage 1 -> 1.5 -> 2 -> export and evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jobs.arguments import parse
 from jobs.cluster import Work, queue, refuse_second
+from jobs.concepts import STEPS, concept_work, step_folder, vocabulary_problems
 from jobs.convert import SOURCES, export_work, import_work
-from jobs.data import corpus_work, data_ranks, pack_work
+from jobs.data import corpus_work, data_ranks, pack_work, required
 from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
 from jobs.place import Place, place_of, queued_line, start
@@ -28,6 +29,7 @@ class Step:
     output: Path
     after: tuple[str, ...] = ()
     recipe: Recipe | None = None  # of a training step
+    names: Recipe | None = None  # of a vocabulary step
     also: tuple[str, ...] = ()  # further folders that it makes
 
     @property
@@ -85,16 +87,15 @@ def pipeline_steps(
     steps = []
     if stage0.model.preset == "tiny" and not Path(data.source).exists():  # its records are drawn, not given
         steps.append(Step(source_work(stage0), Path(data.source), also=(data.tokenizer, last.evaluation.corpus)))
-    for key in ("corpus", "packs"):
-        if not getattr(data, key):
-            raise InputError(f"{folder}: data.{key} is empty: name the folder to write with data.{key}=FOLDER")
-    steps.append(Step(corpus_work(last, Path(data.corpus), ranks), Path(data.corpus), ("source",)))
-    steps.append(Step(pack_work(last, Path(data.packs), ranks), Path(data.packs), ("corpus",)))
+    steps.append(Step(corpus_work(last, required(data.corpus, "data.corpus"), ranks), Path(data.corpus), ("source",)))
+    packed = _packed(stages, ranks)
+    steps += [step for found in packed.values() for step in found]
     steps.append(Step(_weights(stage0, sources), Path(stage0.output), ("source",), stage0))
     before = steps[-1].work.name
     for recipe in stages:
         output = Path(recipe.output)
-        steps.append(Step(train_work(recipe, nodes), output, ("pack", before), recipe))
+        *_, pack = packed[recipe.data.packs]
+        steps.append(Step(train_work(recipe, nodes), output, (pack.work.name, before), recipe))
         before = recipe.name
     run = Path(last.output)
     steps.append(Step(export_work(last, run, None, run / "export"), run / "export", (before,)))
@@ -116,8 +117,46 @@ def refuse(steps: list[Step], place: Place) -> None:
         if step.recipe is not None and step.work.needs == "nodes":
             check = check_training(step.recipe, place, made)
             problems += [f"{step.work.name}: {problem}" for problem in check.problems]
+        if step.names is not None:
+            problems += [f"{step.work.name}: {problem}" for problem in vocabulary_problems(step.names)]
     if problems:
         raise InputError("\n".join([f"{len(problems)} problems, nothing was queued:", *problems]))
+
+
+def _packed(stages: list[Recipe], ranks: int) -> dict[str, list[Step]]:
+    """For each folder of packs that a stage reads the steps that end with it: vocabulary, concepts and balance where
+    these are packs of a balanced selection, and pack.
+
+    Raises:
+        InputError: a folder is not named, or one of packs belongs to different corpora.
+    """
+    found: dict[str, list[Step]] = {}
+    origin: dict[str, Recipe] = {}
+    for recipe in stages:
+        required(recipe.data.packs, "data.packs")
+        packs = recipe.data.packs
+        first = origin.setdefault(packs, recipe)
+        if (first.data.corpus, first.data.balanced) != (recipe.data.corpus, recipe.data.balanced):
+            raise InputError(
+                f"{first.name} and {recipe.name} both read data.packs={packs}, of different corpora: name another folder"
+            )
+        if packs in found:
+            continue
+        steps, before = [], "corpus"
+        for name in STEPS if recipe.data.balanced else ():
+            work = replace(concept_work(name, recipe, ranks), name=_own(name, found))
+            steps.append(Step(work, step_folder(name, recipe), (before,), names=recipe if name == "vocabulary" else None))
+            before = work.name
+        work = pack_work(recipe, Path(packs), ranks)
+        steps.append(Step(replace(work, name=_own("pack", found)), Path(packs), (before,)))
+        found[packs] = steps
+    return found
+
+
+def _own(name: str, packed: dict[str, list[Step]]) -> str:
+    """The name, with a number where earlier steps have it."""
+    taken = {step.work.name for steps in packed.values() for step in steps}
+    return next(own for own in (name, *(f"{name}-{number}" for number in range(2, 9))) if own not in taken)
 
 
 def _weights(recipe: Recipe, sources: dict[str, str]) -> Work:

@@ -60,7 +60,7 @@ def start(work: Work, place: Place, show: Callable[[Any], None] = lambda value: 
     """
     if place.here:
         call, args = work.call, work.args
-        if work.needs == "ranks" and work.ranks > 1:
+        if work.mpi and work.ranks > 1:
             call, args = by_mpiexec, (work.ranks, *args)
         processes = place.ranks if work.needs == "nodes" else 1
         show(launch(work.name, call, *args, log_folder=work.log_folder, processes=processes))

@@ -44,6 +44,7 @@ class DataRecipe:
     corpus: str = ""  # output of the corpus step: shards and corpus.h5
     packs: str = ""  # output of the pack step: packs.h5
     shards: str = ""  # folder or URL (s3://bucket/corpus) of the tar shards where they are not beside corpus.h5
+    balanced: str = ""  # output of the balance step: a selection of corpus; where set, it is packed and trained on instead
     mixture: list[MixtureEntry] = field(default_factory=list)  # what training reads; empty: corpus and packs above
     tokenizer: str = ""  # folder with tokenizer.json
     sequence_length: int = 8192  # T, tokens a pack
@@ -88,7 +89,6 @@ class ConceptRecipe:
     top_k: int = 10  # concepts a sample
     search: str = "exact"  # exact, approximate (IVF with 8-bit vectors, which measures its recall)
     image_hashes: bool = True  # perceptual hashes, for which every image is decoded at a small size
-    balanced: str = ""  # output of the balance step: a corpus index over the same shards, balance.h5
     samples: int = 0  # that are drawn; 0: all that are no duplicates, with metaclip those that their coins keep
     weighting: str = "sum"  # of the inverse frequencies of a sample's concepts: sum, mean, metaclip
     threshold: int = 20_000  # t of weighting=metaclip: a concept of so many samples or fewer is kept whole

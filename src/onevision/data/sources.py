@@ -87,8 +87,8 @@ class Sources:
 
 
 def entries_of(data: DataRecipe) -> list[MixtureEntry]:
-    """The recipe's mixture, or its one corpus as a mixture of one."""
-    return list(data.mixture) or [MixtureEntry(data.corpus, data.packs, data.shards)]
+    """The recipe's mixture, or its one corpus, or the selection of it, as a mixture of one."""
+    return list(data.mixture) or [MixtureEntry(data.balanced or data.corpus, data.packs, data.shards)]
 
 
 def by_source(name: str, values: Sequence[str]) -> Mapping[str, str]:
