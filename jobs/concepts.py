@@ -20,7 +20,6 @@ from onevision.concepts.vocabulary import build_vocabulary
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
-
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 STEPS: dict[str, tuple[Callable[..., Any], str]] = {
     "vocabulary": (build_vocabulary, "concepts.vocabulary"),

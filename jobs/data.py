@@ -30,8 +30,9 @@ def run_corpus(arguments: list[str]) -> int:
 def run_pack(arguments: list[str]) -> int:
     """python -m jobs pack RECIPE.yaml [ranks=N] [nodes=N] [key=value ...]
 
-    Packs the samples of `data.balanced`, or where that is empty of `data.corpus`, into sequences of `data.sequence_length` tokens: packs.h5 under `data.packs`. The
-    result is the same for any number of ranks; a run that was interrupted goes on.
+    Packs the samples of `data.balanced`, or where that is empty of `data.corpus`, into sequences of
+    `data.sequence_length` tokens: packs.h5 under `data.packs`. The result is the same for any number of ranks; a run
+    that was interrupted goes on.
     """
     return _run("pack", arguments)
 

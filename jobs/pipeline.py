@@ -138,14 +138,15 @@ def _packed(stages: list[Recipe], ranks: int) -> dict[str, list[Step]]:
         first = origin.setdefault(packs, recipe)
         if (first.data.corpus, first.data.balanced) != (recipe.data.corpus, recipe.data.balanced):
             raise InputError(
-                f"{first.name} and {recipe.name} both read data.packs={packs}, of different corpora: name another folder"
+                f"{first.name} and {recipe.name} read data.packs={packs} of different corpora: name another folder"
             )
         if packs in found:
             continue
         steps, before = [], "corpus"
         for name in STEPS if recipe.data.balanced else ():
             work = replace(concept_work(name, recipe, ranks), name=_own(name, found))
-            steps.append(Step(work, step_folder(name, recipe), (before,), names=recipe if name == "vocabulary" else None))
+            names = recipe if name == "vocabulary" else None
+            steps.append(Step(work, step_folder(name, recipe), (before,), names=names))
             before = work.name
         work = pack_work(recipe, Path(packs), ranks)
         steps.append(Step(replace(work, name=_own("pack", found)), Path(packs), (before,)))
