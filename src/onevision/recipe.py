@@ -44,7 +44,7 @@ class DataRecipe:
     corpus: str = ""  # output of the corpus step: shards and corpus.h5
     packs: str = ""  # output of the pack step: packs.h5
     shards: str = ""  # folder or URL (s3://bucket/corpus) of the tar shards where they are not beside corpus.h5
-    balanced: str = ""  # output of the balance step: a selection of corpus; where set, it is packed and trained on instead
+    balanced: str = ""  # output of the balance step: a selection of corpus; where set, training reads it instead
     mixture: list[MixtureEntry] = field(default_factory=list)  # what training reads; empty: corpus and packs above
     tokenizer: str = ""  # folder with tokenizer.json
     sequence_length: int = 8192  # T, tokens a pack

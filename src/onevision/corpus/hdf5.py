@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from onevision.errors import DataError
 
-
 FEW = 64  # rows that are faster looked up one by one than piece by piece
 
 

@@ -74,6 +74,7 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
         "fill_chart": histogram(in_percent(packs["fill_histogram"]), "{:.0f} %") if packs else None,
         "length_chart": histogram(packs["length_histogram"], "{:,.0f}", trim=True) if packs else None,
         "category_table": category_table(results),
+        "selects": results.selection is not None,
         "language_counts": language_counts(results),
         "image_counts": image_counts(results),
         "licences": licences(results),

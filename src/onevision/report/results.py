@@ -68,6 +68,8 @@ class Results:
     corpus: dict[str, Any] | None
     heldout: dict[str, Any] | None
     packs: dict[str, Any] | None
+    selection: dict[str, Any] | None  # step.json of the balanced selection that a stage reads, where one does
+    selection_packs: dict[str, Any] | None
     start: dict[str, Any] | None  # step.json of stage 0
     start_fingerprint: str
     stages: list[Stage]
@@ -115,14 +117,21 @@ def read_results(folders: PipelineFolders) -> Results:
         InputError: nothing is there, neither data nor a run nor an evaluation.
     """
     notes: list[str] = []
+    data = [("corpus", folders.corpus), ("held-out corpus", folders.heldout), ("packs", folders.packs)]
+    corpus, heldout, packs = (_record(folder, what, notes) for what, folder in data)
+    start = _record(folders.stage0, "stage 0", notes)
+    stages = [stage for name, folder in folders.stages.items() if (stage := _stage(name, folder, notes))]
+    selected = next((stage.recipe.data for stage in stages if stage.recipe.data.balanced), None)
     results = Results(
         folders,
-        corpus=_record(folders.corpus, "corpus", notes),
-        heldout=_record(folders.heldout, "held-out corpus", notes),
-        packs=_record(folders.packs, "packs", notes),
-        start=_record(folders.stage0, "stage 0", notes),
+        corpus=corpus,
+        heldout=heldout,
+        packs=packs,
+        selection=_record(Path(selected.balanced), "balanced selection", notes) if selected else None,
+        selection_packs=_record(Path(selected.packs), "packs of the selection", notes) if selected else None,
+        start=start,
         start_fingerprint=_lineage(folders.stage0).get("fingerprint", ""),
-        stages=[stage for name, folder in folders.stages.items() if (stage := _stage(name, folder, notes))],
+        stages=stages,
         before=_evaluation(folders.before, "evaluation before training", notes),
         after=_evaluation(folders.after, "evaluation after training", notes),
         notes=notes,
@@ -213,9 +222,12 @@ def _contradictions(results: Results) -> list[str]:
 
     if results.packs is not None:
         compare("packs", "samples", results.packs["inputs"].get("corpus"), results.corpus)
+    if results.selection is not None:
+        compare("balanced selection", "samples", results.selection["inputs"].get("corpus"), results.corpus)
     for stage in results.stages:
-        compare(stage.name, "packs", stage.inputs.get("packs"), results.packs)
-        compare(stage.name, "samples", stage.inputs.get("corpus"), results.corpus)
+        selected = bool(stage.recipe.data.balanced)
+        compare(stage.name, "packs", stage.inputs.get("packs"), results.selection_packs if selected else results.packs)
+        compare(stage.name, "samples", stage.inputs.get("corpus"), results.selection if selected else results.corpus)
     for name, evaluation in (("before", results.before), ("after", results.after)):
         if evaluation is not None:
             used = evaluation.record["inputs"].get("corpus")

@@ -86,17 +86,19 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def category_table(results: Results) -> list[dict[str, Any]]:
-    """Samples, tokens and held-out samples of each category."""
+    """Samples, tokens, samples of the balanced selection and held-out samples of each category."""
     if results.corpus is None:
         return []
     summary = results.corpus["summary"]
     held_out = results.heldout["summary"]["samples_by_category"] if results.heldout else {}
+    selected = results.selection["summary"]["samples_by_category"] if results.selection else None
     return [
         {
             "name": name,
             "samples": samples,
             "share": samples / max(summary["samples"], 1),
             "tokens": summary["tokens_per_category"][name],
+            "selected": None if selected is None else selected.get(name, 0),
             "heldout": held_out.get(name, 0),
         }
         for name, samples in sorted(
@@ -173,6 +175,15 @@ def lineage(results: Results) -> list[Lineage]:
             made_from,
             results.packs["seconds"],
         )
+    if results.selection:
+        read = next(stage.recipe.data for stage in results.stages if stage.recipe.data.balanced)
+        inputs, summary = results.selection["inputs"], results.selection["summary"]
+        made_from = f"corpus {inputs['corpus'][:12]}, concepts {inputs['concepts'][:12]}"
+        seconds = results.selection["seconds"]
+        add("Balanced selection", Path(read.balanced), summary["fingerprint"], made_from, seconds)
+        if packs := results.selection_packs:
+            made_from = f"selection {packs['inputs']['corpus'][:12]}"
+            add("Packs of it", Path(read.packs), packs["summary"]["fingerprint"], made_from, packs["seconds"])
     if results.start:
         add("Start weights", folders.stage0, results.start_fingerprint, "", None)
     for stage in results.stages:
