@@ -17,7 +17,7 @@ from jobs.place import Place
 from jobs.sites import HERE, Site, find_site, load_site
 from jobs.train import run_resume, train_at
 from onevision.files import read_json, write_json
-from onevision.recipe import load_recipe, save_recipe
+from onevision.recipe import ConceptRecipe, load_recipe, save_recipe
 from onevision.training.history import read_metrics
 
 SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
@@ -64,18 +64,30 @@ def here() -> Site:
 
 
 def pipeline_recipes(recipe_file: Path, folder: Path) -> Path:
-    """A folder of recipes, stage 0 to 2 of two steps each, whose corpus, packs and runs stand in `folder`."""
+    """A folder of recipes, stage 0 to 2 of two steps each, whose corpus, packs and runs stand in `folder`; stage 1.5
+    reads a balanced selection.
+    """
     recipes = folder / "recipes"
     recipes.mkdir()
     recipe = load_recipe(recipe_file)
     corpus = str(folder / "corpus")
     data = replace(recipe.data, corpus=corpus, packs=str(folder / "packs"))
     evaluation = replace(recipe.evaluation, corpus=corpus, max_new_tokens=1)
+    concepts = ConceptRecipe(
+        vocabulary=str(folder / "vocabulary"),
+        words="corpus",
+        min_word_count=1,
+        index=str(folder / "concepts"),
+        match="substring",
+        samples=40,
+    )
+    selection = replace(data, balanced=str(folder / "balanced"), packs=str(folder / "balanced-packs"))
     before = ""
     for name in ("stage0", "stage1", "stage1_5", "stage2"):
         train = replace(recipe.train, init_from=before, steps=2, global_batch_size=2)
         stage = replace(recipe, name=name, stage=name, output=str(folder / name), train=train)
-        save_recipe(replace(stage, data=data, evaluation=evaluation), recipes / f"{name}.yaml")
+        read = selection if name == "stage1_5" else data
+        save_recipe(replace(stage, data=read, concepts=concepts, evaluation=evaluation), recipes / f"{name}.yaml")
         before = stage.output
     return recipes
 

@@ -22,7 +22,9 @@ from jobs.scripts import script
 from jobs.sites import load_site
 from jobs.train import run_resume, run_train, train_work
 from onevision.corpus.build import build_corpus
+from onevision.corpus.index import CorpusIndex
 from onevision.errors import InputError
+from onevision.files import read_json
 from onevision.packing.build import build_packs
 from onevision.recipe import load_recipe, save_recipe
 from onevision.training.history import read_metrics
@@ -124,9 +126,12 @@ def test_a_plain_script_trains(
 
 def test_the_pipeline_runs_to_its_end(lab: Lab, site_file: Path, recipes: Path, tmp_path: Path) -> None:
     states = pipeline(lab, site_file, recipes, 2)
-    assert list(states.values()) == ["COMPLETED"] * 8
+    assert list(states.values()) == ["COMPLETED"] * 12
     for name in ("stage1", "stage1_5", "stage2"):
         assert len(read_metrics(tmp_path / name)) == 2
+    assert len(CorpusIndex.open(tmp_path / "balanced")) == 40
+    lineage = read_json(tmp_path / "stage1_5" / "lineage.json")
+    assert lineage["inputs"]["corpus"] == CorpusIndex.open(tmp_path / "balanced").fingerprint
     assert (tmp_path / "stage2" / "export" / "config.json").exists()
     assert (tmp_path / "stage2" / "evaluation" / "answers.jsonl").exists()
 
@@ -139,7 +144,7 @@ def test_a_failing_step_cancels_what_depends_on_it(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "records.jsonl").write_text("not a record\n" * 3)
     states = pipeline(lab, site_file, recipes, 2, f"data.source={tmp_path}/broken")
-    assert Counter(states.values()) == {"FAILED": 1, "COMPLETED": 1, "CANCELLED": 6}  # corpus; init; what needs packs
+    assert Counter(states.values()) == {"FAILED": 1, "COMPLETED": 1, "CANCELLED": 10}  # corpus; init; what needs packs
     capsys.readouterr()
     run_status([str(tmp_path), *(str(tmp_path / name) for name in ("stage1", "stage1_5", "stage2"))])
     shown = " ".join(capsys.readouterr().out.split())
