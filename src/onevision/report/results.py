@@ -221,7 +221,8 @@ def _contradictions(results: Results) -> list[str]:
             )
 
     if results.packs is not None:
-        compare("packs", "samples", results.packs["inputs"].get("corpus"), results.corpus)
+        packed = results.selection if results.packs == results.selection_packs else results.corpus
+        compare("packs", "samples", results.packs["inputs"].get("corpus"), packed)
     if results.selection is not None:
         compare("balanced selection", "samples", results.selection["inputs"].get("corpus"), results.corpus)
     for stage in results.stages:

@@ -181,7 +181,8 @@ def lineage(results: Results) -> list[Lineage]:
         made_from = f"corpus {inputs['corpus'][:12]}, concepts {inputs['concepts'][:12]}"
         seconds = results.selection["seconds"]
         add("Balanced selection", Path(read.balanced), summary["fingerprint"], made_from, seconds)
-        if packs := results.selection_packs:
+        packs = results.selection_packs
+        if packs and packs != results.packs:
             made_from = f"selection {packs['inputs']['corpus'][:12]}"
             add("Packs of it", Path(read.packs), packs["summary"]["fingerprint"], made_from, packs["seconds"])
     if results.start:
