@@ -198,6 +198,10 @@ def test_damaged_and_incomplete_weights_are_refused(clip_folder: Path, tmp_path:
     assert f"{folder} cannot be loaded as a CLIP model" in one_line(recipe, compute=True)
     file.unlink()
     assert f"{folder} cannot be loaded as a CLIP model" in one_line(recipe, compute=True)
+    (folder / "preprocessor_config.json").unlink()
+    shutil.copy(clip_folder / "model.safetensors", file)
+    with pytest.raises(InputError, match="cannot be loaded as the image processor of a CLIP model"):
+        load_encoder(recipe).samples([sample_record(0)])
 
 
 def test_a_missing_package_is_named() -> None:
