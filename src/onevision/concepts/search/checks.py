@@ -22,7 +22,7 @@ def vocabulary_rows(embedding: NDArray[Any]) -> tuple[NDArray[np.float32], NDArr
         DataError: a vector is not finite, or longer than 1e18.
     """
     if embedding.ndim != 2 or embedding.dtype not in (np.float16, np.float32) or not embedding.size:
-        raise InputError(f"vocabulary: {_kind(embedding)}; expected a matrix [concepts, dimension] of float16 or float32")
+        raise InputError(f"vocabulary: {_kind(embedding)}; it must be float16 or float32 [concepts, dimension]")
     rows = np.ascontiguousarray(embedding, np.float32)
     return rows, _lengths(rows, "concept")
 

@@ -5,8 +5,10 @@ q = q' + e, c - m = c' + f. Then q.c = q.m + q'.c' + q'.f + e.(c - m), and by Ca
 
     q.c <= q.m + q'.c' + |q'| |f| + |e| |c - m|
 
-where q'.c' is a product of whole numbers, exact in int32, and the four lengths are known. float32: a matrix product, and
-the bound of its rounding |fl(q.c) - q.c| <= D u / (1 - D u) |q| |c|, u = 2^-24, which holds for any order of summation.
+where q'.c' is a product of whole numbers, exact in int32, and the four lengths are known.
+
+float32: a matrix product, and the bound of its rounding |fl(q.c) - q.c| <= D u / (1 - D u) |q| |c|, u = 2^-24, which
+holds for any order of summation.
 """
 
 from __future__ import annotations
@@ -45,7 +47,6 @@ class Prepared:
 class FirstPass(Protocol):
     """passed * scale + weights[0] * error + weights[1] * length is the upper bound, in units of `frame`."""
 
-    name: str
     scale: F4  # [C]
     error: F4  # [C]
     length: F4  # [C]
@@ -63,8 +64,6 @@ class FirstPass(Protocol):
 class FloatPass:
     """A float32 matrix product."""
 
-    name = "float32"
-
     def __init__(self, rows: F4, lengths: F8) -> None:
         """Of the vocabulary [C, D] and the lengths of its vectors [C]."""
         import torch
@@ -74,7 +73,7 @@ class FloatPass:
         self._longest = float(lengths.max())
         rounding = rows.shape[1] * 2.0**-24
         self.scale = np.ones(len(rows), np.float32)
-        self.error = np.float32(lengths * (rounding / (1 - rounding) + ROUNDING) + UNDERFLOW)
+        self.error: F4 = (lengths * (rounding / (1 - rounding) + ROUNDING) + UNDERFLOW).astype(np.float32)
         self.length = np.zeros(len(rows), np.float32)
 
     def prepare(self, queries: F4) -> Prepared:
@@ -100,8 +99,6 @@ class FloatPass:
 class Int8Pass:
     """An int8 matrix product with int32 sums: four times as fast as float32 where the processor has VNNI."""
 
-    name = "int8"
-
     def __init__(self, rows: F4, lengths: F8) -> None:
         """Of the vocabulary [C, D] and the lengths of its vectors [C]."""
         import torch
@@ -124,8 +121,8 @@ class Int8Pass:
 
         over_rows(count, work)
         self._values = torch.from_numpy(values)
-        self.error = np.float32(error * (1 + ROUNDING) + length * ROUNDING + UNDERFLOW)
-        self.length = np.float32(length * (1 + ROUNDING) + UNDERFLOW)
+        self.error: F4 = (error * (1 + ROUNDING) + length * ROUNDING + UNDERFLOW).astype(np.float32)
+        self.length: F4 = (length * (1 + ROUNDING) + UNDERFLOW).astype(np.float32)
 
     def prepare(self, queries: F4) -> Prepared:
         """See FirstPass."""

@@ -1,8 +1,8 @@
 """Compiled code of the exact search: which concepts may be among the best of a query, and the scores of those.
 
 A query has a list of its best concepts so far, by score, and a list of concepts that wait: those whose upper bound from
-the first pass reaches the worst score in the list of the best. When many wait, those with the highest bounds are scored.
-That raises what the others must reach, and most of them then never need a score. Where bounds tell nothing, all
+the first pass reaches the worst score in the list of the best. When many wait, those with the highest bounds get their
+scores. That raises what the others must reach, and most of them then never need a score. Where bounds tell nothing, all
 concepts are scored: slower, but right.
 
 A score is the float32 next to a float64 sum whose order is fixed here, so that nothing but the two vectors decides it.
@@ -127,7 +127,7 @@ def _settle(
     places: Array,
     lanes: Array,
 ) -> np.float32:
-    """Score the waiting concepts with the highest bounds, drop those that are out of reach; returns what is to reach."""
+    """Score the waiting concepts with the highest bounds, drop those out of reach; returns what is to be reached."""
     count = held[WAITING]
     taken = min(len(places), count)
     _highest(upper[:count], places[:taken])
@@ -183,16 +183,17 @@ def collect(
         line, threshold = passed[q], must[q]
         of_error, of_length = weights[q, 0], weights[q, 1]
         for begin in range(0, tile, CHUNK):
-            end = min(begin + CHUNK, tile)  # of slices that begin at zero, places are known to be in range: it vectorises
-            values, scales, errors, lengths_ = line[begin:end], scale[begin:end], error[begin:end], length[begin:end]
+            end = min(begin + CHUNK, tile)
+            # Slices, because places that count from zero are known to be none from the end: so the loop vectorises.
+            values, scales, errors, spans = line[begin:end], scale[begin:end], error[begin:end], length[begin:end]
             reached = False
             for c in range(end - begin):
-                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * lengths_[c])
+                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * spans[c])
                 reached |= bound >= threshold
             if not reached:
                 continue
             for c in range(end - begin):
-                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * lengths_[c])
+                bound = np.float32(values[c]) * scales[c] + (of_error * errors[c] + of_length * spans[c])
                 if bound < threshold:
                     continue
                 if held[q, WAITING] == room:

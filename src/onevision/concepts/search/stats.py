@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class SearchStats:
     """Counts of all calls so far."""
 
-    first_pass: str  # int8, float32, faiss-gpu, ivf
+    first_pass: str  # int8, float32, faiss-flat, ivf
     queries: int = 0
     pairs: int = 0  # queries x concepts
     scored: int = 0  # pairs that needed an exact score
