@@ -48,7 +48,9 @@ def test_all_captions_are_read(records: list[Record]) -> None:
 
 
 def test_captions_name_physical_things(records: list[Record], tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path, records, 400, vocabulary="", match="substring", wordnet=str(WORDNET))
+    recipe = make_recipe(
+        tmp_path, records, 400, vocabulary="", match="substring", encoder_batch=64, wordnet=str(WORDNET)
+    )
     captions, found = joined(change(recipe, wordnet_under=["physical_entity"]), tmp_path)
     known = dict(zip(captions, map(set, found), strict=True))
     assert known["A penguin."] >= {"penguin"} and "duck" not in known["A penguin."]
