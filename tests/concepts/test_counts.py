@@ -53,7 +53,11 @@ def test_tokens_and_their_neighbours() -> None:
     assert list(tokens("红色的门。iPhone 15手机")) == [["红", "色", "的", "门"], ["iphone", "15", "手", "机"]]
     assert list(tokens("Ein Cafe\u0301 — schön_er")) == [["ein", "café"], ["schön"], ["er"]]
     assert list(tokens("…!")) == []
-    assert written("golden", "gate") == "golden gate" and written("葡", "萄") == "葡萄" and written("15", "手") == "15 手"
+    assert list(tokens("red - blue--green 'grey' 红-色")) == [
+        ["red"], ["blue"], ["green"], ["grey"], ["红"], ["色"],
+    ]  # fmt: skip
+    assert written("golden", "gate") == "golden gate"
+    assert written("葡", "萄") == "葡萄" and written("15", "手") == "15 手"
 
 
 def test_counts_are_those_of_all_captions(data: DataRecipe, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_clip_gives_what_the_model_gives(clip: ClipEncoder, clip_folder: Path) -
 def test_clip_takes_the_mean_of_several_images_and_zeros_for_none(clip: ClipEncoder) -> None:
     images = [image_bytes(40, 60, seed=i) for i in range(3)]
     singles = clip.samples([replace(sample_record(0), images=(image,)) for image in images])
-    rows = clip.samples([replace(sample_record(i), images=own) for i, own in enumerate([tuple(images), (), images[:1]])])
+    rows = clip.samples([replace(sample_record(0), images=tuple(own)) for own in (images, [], images[:1])])
     assert np.allclose(rows[0], weights.unit(singles.sum(axis=0, keepdims=True))[0], atol=1e-5)
     assert not rows[1].any() and np.allclose(rows[2], singles[0], atol=1e-5)
     assert not clip.samples([replace(sample_record(0), images=())]).any()
@@ -176,7 +176,8 @@ def test_wrong_folders_are_refused_in_one_line(clip_folder: Path, tmp_path: Path
     assert one_line(ConceptRecipe(encoder="clip")) == (
         "concepts.encoder=clip needs the folder of a CLIP model: set concepts.weights"
     )
-    assert "is no folder of a CLIP model (it has no config.json)" in one_line(ConceptRecipe(encoder="clip", weights=none))
+    found = one_line(ConceptRecipe(encoder="clip", weights=none))
+    assert found == f"concepts.weights={none} is no folder of a CLIP model (it has no config.json)"
     assert f"concepts.weights={none} is no folder of a sentence encoder" in one_line(ConceptRecipe(weights=none))
     assert "no modules.json" in one_line(ConceptRecipe(weights=str(empty)))
     bert = str(packaged_weights())
@@ -198,6 +199,10 @@ def test_damaged_and_incomplete_weights_are_refused(clip_folder: Path, tmp_path:
     assert f"{folder} cannot be loaded as a CLIP model" in one_line(recipe, compute=True)
     file.unlink()
     assert f"{folder} cannot be loaded as a CLIP model" in one_line(recipe, compute=True)
+    (folder / "preprocessor_config.json").unlink()
+    shutil.copy(clip_folder / "model.safetensors", file)
+    with pytest.raises(InputError, match="cannot be loaded as the image processor of a CLIP model"):
+        load_encoder(recipe).samples([sample_record(0)])
 
 
 def test_a_missing_package_is_named() -> None:

@@ -63,7 +63,8 @@ def test_what_the_step_leaves(recipe: Recipe, tmp_path: Path) -> None:
     vocabulary = Vocabulary.open(tmp_path / "vocabulary")
     assert len(vocabulary) == 102 and vocabulary.names[:4] == ("cat", "dog", "thing ba 1", "thing aa 0")
     assert (tmp_path / "vocabulary" / LIST).read_text().splitlines() == list(vocabulary.names)
-    assert vocabulary.provenance[:4].tolist() == [2, 2, 18, 16] and vocabulary.frequency[:4].tolist() == [100, 200, 300, 0]
+    assert vocabulary.provenance[:4].tolist() == [2, 2, 18, 16]
+    assert vocabulary.frequency[:4].tolist() == [100, 200, 300, 0]
     encoder = load_encoder(recipe.concepts)
     both = [encoder.texts([shape.format(name) for name in vocabulary.names]) for shape in recipe.concepts.templates]
     mean = np.mean(both, axis=0)

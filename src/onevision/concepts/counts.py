@@ -42,9 +42,11 @@ _UNSPACED = (
     r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U000323af"
 )
-_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’-][^\W_{_UNSPACED}]+)*")
+_LETTER = rf"[^\W_{_UNSPACED}]"
+_TOKEN = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:['’-]{_LETTER}+)*")
 _CHARACTER = re.compile(rf"[{_UNSPACED}]")
-_GAP = re.compile(rf"[^\w\s'’{_UNSPACED}-]+|_+")  # what keeps two tokens from being neighbours
+# What keeps two tokens from being neighbours: punctuation, and apostrophes and hyphens that are not inside a token.
+_GAP = re.compile(rf"[^\w\s'’{_UNSPACED}-]+|_+|(?<!{_LETTER})['’-]|['’-](?!{_LETTER})")
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ class _Embedding:
             return
         total, done = len(self.names.names), len(list(folder.glob("part-*.json")))
         if self._progress is None:
-            self._progress = Progress("concepts", total, "names", start=min(total, done * PART_NAMES))
+            self._progress = Progress("vocabulary", total, "names", start=min(total, done * PART_NAMES))
         if done < self.parts:
             self._progress.advance(done * PART_NAMES - self._progress.done)
         else:

