@@ -41,6 +41,7 @@ class ApproximateSearch:
         self._looked_through = min(cells, max(LEAST_CELLS, -(-cells // LOOKED_THROUGH)))
         self._index = faiss.index_factory(dimension, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
         self._index.cp.min_points_per_centroid = 1  # a tiny vocabulary is no reason to warn
+        self._index.nprobe = self._looked_through
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # the cells then do not depend on the number of threads
         try:
