@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -29,6 +30,8 @@ ROUNDS = 4
 SWAPPED = 1e-6  # relative difference of two scores that float32 sums may order either way
 ROOM = 2e9  # bytes beside the vocabulary
 PEER = "faiss IndexFlatIP"
+
+Search = Callable[[np.ndarray], np.ndarray]  # queries to ids
 
 
 def rows(quick: bool = False) -> list[Row]:
@@ -82,15 +85,14 @@ def exact(name: str, vocabulary: np.ndarray, queries: np.ndarray) -> list[Row]:
     ]  # fmt: skip
 
 
-def _in_turn(ours: object, theirs: object, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, list, list]:
+def _in_turn(ours: Search, theirs: Search, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, list, list]:
     """Results of both, and the best rates of both: by the clock, and by processor seconds."""
-    rounds = max(ROUNDS, 2)
-    blocks = np.array_split(queries, rounds)
+    blocks = np.array_split(queries, ROUNDS)
     results, clock, processor = ([], []), ([], []), ([], [])
     for block in blocks:
         for side, call in enumerate((ours, theirs)):
             start, used = time.perf_counter(), time.process_time()
-            results[side].append(call(np.ascontiguousarray(block)))  # type: ignore[operator]
+            results[side].append(call(np.ascontiguousarray(block)))
             clock[side].append(len(block) / (time.perf_counter() - start))
             processor[side].append(len(block) / (time.process_time() - used))
     return (
@@ -99,13 +101,13 @@ def _in_turn(ours: object, theirs: object, queries: np.ndarray) -> tuple[np.ndar
     )  # fmt: skip
 
 
-def differences(
-    vocabulary: np.ndarray, queries: np.ndarray, ours: np.ndarray, theirs: np.ndarray
-) -> tuple[int, int]:
+def differences(vocabulary: np.ndarray, queries: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int]:
     """Queries whose ids differ where float32 sums may swap two scores, and queries whose ids differ otherwise."""
     swapped = wrong = 0
     for query in np.flatnonzero((ours != theirs).any(axis=1)):
-        mine, other = (vocabulary[ids[query]].astype(np.float64) @ queries[query].astype(np.float64) for ids in (ours, theirs))
+        mine, other = (
+            vocabulary[ids[query]].astype(np.float64) @ queries[query].astype(np.float64) for ids in (ours, theirs)
+        )
         close = np.abs(mine - other) <= SWAPPED * np.abs(mine)
         rising = np.diff(mine) > 2.0**-24 * np.abs(mine[1:])  # float32 scores tie where the float64 ones nearly do
         if close.all() and not rising.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ WORDNET = Path("/usr/share/wordnet/data.noun")  # Debian's wordnet-base
 STAMPS = Path("/usr/share/tuxpaint/stamps")  # Debian's tuxpaint-stamps-default
 BLOCK = 50_000  # rows that are made at once
 CLUSTERS = 5000
+
+Shift = Callable[[np.random.Generator, np.ndarray], None]  # changes rows in place
 
 
 def random(rows: int, dimension: int, seed: int) -> np.ndarray:
@@ -32,12 +35,12 @@ def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
     return _unit(np.empty((rows, dimension), np.float32), seed, shift)
 
 
-def _unit(found: np.ndarray, seed: int, shift: object) -> np.ndarray:
+def _unit(found: np.ndarray, seed: int, shift: Shift) -> np.ndarray:
     rng = np.random.default_rng(seed + 1)
     for begin in range(0, len(found), BLOCK):
         part = found[begin : begin + BLOCK]
         rng.standard_normal(out=part, dtype=np.float32)
-        shift(rng, part)  # type: ignore[operator]
+        shift(rng, part)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return found
 
