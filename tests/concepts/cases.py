@@ -53,14 +53,14 @@ def write_names(folder: Path, names: list[str], embedded: bool = True, **encoder
     return folder
 
 
-def make_recipe(root: Path, records: Sequence[Record], **concepts: object) -> Recipe:
+def make_recipe(root: Path, records: Sequence[Record], shard: int = SHARD, **concepts: object) -> Recipe:
     """A recipe with a corpus of some records, and a vocabulary of `NAMES` unless another is given."""
     tiny_tokenizer(root / "tokenizer")
     data = {
         "source": str(write_records(root / "records", records)),
         "corpus": str(root / "corpus"),
         "tokenizer": str(root / "tokenizer"),
-        "shard_samples": SHARD,
+        "shard_samples": shard,
         "max_pixels": 20_000,
     }
     if "vocabulary" not in concepts:

@@ -14,7 +14,7 @@ from onevision.concepts.build import build_concepts
 from onevision.concepts.captions import caption
 from onevision.concepts.hashes import image_hash
 from onevision.concepts.index import FILE, ConceptIndex, part_file
-from onevision.concepts.vocabulary import Vocabulary
+from onevision.concepts.vocabulary import Vocabulary, build_vocabulary
 from onevision.corpus.reader import CorpusReader
 from onevision.errors import DataError, InputError
 from onevision.recipe import Recipe
@@ -92,8 +92,14 @@ def test_threads_do_not_change_the_index(recipe: Recipe, nearest: Path, workers:
 
 
 def test_names_in_captions_need_no_encoder(recipe: Recipe, tmp_path: Path) -> None:
-    vocabulary = str(write_names(tmp_path / "vocabulary", NAMES, embedded=False))
-    named = change(recipe, match="substring", vocabulary=vocabulary, weights="/nowhere")
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
+    vocabulary = str(tmp_path / "vocabulary")
+    named = change(
+        recipe, match="substring", vocabulary=vocabulary, weights="/nowhere", lists=[str(tmp_path / "names.txt")]
+    )
+    built = build_vocabulary(named, vocabulary, report=str)
+    assert (built.summary["dimension"], Vocabulary.open(vocabulary).embedding.shape) == (0, (len(NAMES), 0))
+    assert build_vocabulary(named, vocabulary, report=str).skipped
     result = build_concepts(named, tmp_path / "concepts", report=str)
     index, corpus = ConceptIndex.open(tmp_path / "concepts"), CorpusReader(recipe.data.corpus)
     expected = [["red apple", "apple"], [], ["lion", "castle"], ["苹果"], ["violin"], ["bicycle", "lighthouse"], []]

@@ -3,7 +3,7 @@
     /name        S<n> [C] (UTF-8), also in concepts.txt, one a line
     /provenance  u1 [C]  sum of 1 (wordnet), 2 (words), 4 (bigrams), 8 (titles), 16 (lists): all sources that name it
     /frequency   i8 [C]  the largest count or number of views that a source gives it, 0 where none does
-    /embedding   f2 [C, D]  of unit length
+    /embedding   f2 [C, D]  of unit length; D is 0, and encoder is "", where names are only looked for in captions
     attributes   format_version, concepts, dimension, encoder (fingerprint), templates (JSON), fingerprint (of all)
 
 Concepts come in the order of the sources, and of each source (onevision.concepts.names). The embedding is contiguous
@@ -152,7 +152,7 @@ def build_vocabulary(
     to unit length. Names are embedded in parts, which `ranks` share; the vocabulary does not depend on how many there
     are, and a step that was killed goes on with the parts that are missing. Where words or bigrams are those of the
     corpus, they are counted in a step of its own, whose folder has the same name with ".counts". `report` gets one line
-    about the result, on rank 0.
+    about the result, on rank 0. With concepts.match=substring nothing is embedded, and no encoder is needed.
 
     Raises:
         InputError: no source is named or one is missing, a template has no `{}`, or there is no encoder.
@@ -161,7 +161,7 @@ def build_vocabulary(
     """
     concepts, output = recipe.concepts, Path(output)
     check_templates(concepts.templates)
-    encoder = load_encoder(concepts, ranks)
+    encoder = load_encoder(concepts, ranks) if concepts.match == "embedding" else None
     counts = None
     if uses_corpus(concepts):
         folder = output.with_name(f"{output.name}.counts")
@@ -170,15 +170,15 @@ def build_vocabulary(
     names = ranks.first(collect_names(concepts, threshold, counts) if ranks.rank == 0 else None)
     inputs = {
         "names": names.digest,
-        "encoder": encoder.fingerprint,
-        "encoder_batch": concepts.encoder_batch,
-        "templates": list(concepts.templates),
+        "encoder": encoder.fingerprint if encoder else "",
+        "encoder_batch": concepts.encoder_batch if encoder else 0,
+        "templates": list(concepts.templates) if encoder else [],
         "part_names": PART_NAMES,
         "format_version": FORMAT_VERSION,
     }
     if ranks.rank == 0:
         _forget_damaged(output, report)
-    embedding = _Embedding(names, encoder, concepts.templates, show=ranks.rank == 0)
+    embedding = _Embedding(names, encoder, concepts.templates if encoder else [], show=ranks.rank == 0)
     result = run_parts("vocabulary", output, inputs, embedding.parts, embedding.embed, embedding.finish, ranks)
     if ranks.rank == 0:
         summary = result.summary
@@ -205,16 +205,17 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 class _Embedding:
-    """The parts of the step: `PART_NAMES` names each."""
+    """The parts of the step: `PART_NAMES` names each; without an encoder there are none."""
 
-    def __init__(self, names: Names, encoder: Encoder, templates: Sequence[str], show: bool) -> None:
+    def __init__(self, names: Names, encoder: Encoder | None, templates: Sequence[str], show: bool) -> None:
         self.names, self.encoder, self.templates = names, encoder, tuple(templates)
-        self.parts = -(-len(names.names) // PART_NAMES)
+        self.parts = -(-len(names.names) // PART_NAMES) if encoder else 0
         self._show = show
         self._progress: Progress | None = None
 
     def embed(self, folder: Path, part: int) -> dict[str, Any]:
         """Embed the names of a part."""
+        assert self.encoder is not None  # there are no parts without one
         self._count(folder)
         names = self.names.names[part * PART_NAMES : (part + 1) * PART_NAMES]
         sums = np.zeros((len(names), self.encoder.dimension), np.float32)
@@ -228,6 +229,7 @@ class _Embedding:
         """Write the vocabulary of all parts; returns the summary."""
         self._count(folder)
         files = [_part_file(folder, part) for part in range(self.parts)]
+        dimension = known[0]["dimension"] if known else 0
         if not (folder / FILE).exists():  # else an earlier start ended right after it was written
             write_vocabulary(
                 folder,
@@ -235,15 +237,15 @@ class _Embedding:
                 self.names.provenance,
                 self.names.frequency,
                 map(np.load, files),
-                known[0]["dimension"],
-                self.encoder.fingerprint,
+                dimension,
+                self.encoder.fingerprint if self.encoder else "",
                 self.templates,
             )
         for file in files:
             file.unlink(missing_ok=True)
         return {
             "concepts": len(self.names.names),
-            "dimension": known[0]["dimension"],
+            "dimension": dimension,
             "sources": self.names.sources,
             "rejects": self.names.rejects,
             "fingerprint": Vocabulary.open(folder).fingerprint,

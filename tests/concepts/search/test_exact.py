@@ -116,11 +116,20 @@ def test_bounds_hold() -> None:
             assert (upper * unit + offset + slack >= real).all(), (kind, type(first))
 
 
-def test_half_precision() -> None:
+@pytest.mark.parametrize("first_pass", PASSES)
+def test_half_precision(first_pass: str) -> None:
     rng = np.random.default_rng(4)
     rows, queries = vectors("unit", 500, 40, rng).astype(np.float16), vectors("unit", 5, 40, rng)
-    search = open_search(rows, ConceptRecipe(search="exact"))
-    same(search.top(queries, 7), brute_force(queries, rows.astype(np.float32), 7))
+    same(ExactSearch(rows, first_pass).top(queries, 7), brute_force(queries, rows.astype(np.float32), 7))
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)][:, None]
+    same(
+        ExactSearch(every, first_pass).top(np.ones((1, 1), np.float32), len(every)),
+        brute_force(np.ones((1, 1)), every, len(every)),
+    )
+    every[7] = np.nan
+    with pytest.raises(DataError, match="concept 7"):
+        open_search(every, ConceptRecipe(search="exact"))
 
 
 def test_no_query() -> None:

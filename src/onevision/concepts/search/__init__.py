@@ -51,7 +51,7 @@ def open_search(embedding: NDArray[Any], concepts: ConceptRecipe) -> ConceptSear
     """Prepare the search of a vocabulary as `concepts.search` says; its libraries are imported only now.
 
     Args:
-        embedding: float16 or float32 [C, D]. One that is float32 and contiguous is kept, not copied.
+        embedding: float16 or float32 [C, D]. One that is contiguous is kept, not copied.
 
     Raises:
         InputError: no such search, or the embedding is no such matrix.

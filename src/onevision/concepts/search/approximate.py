@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onevision.concepts.search import kernels
 from onevision.concepts.search.checks import check_queries, vocabulary_rows
 from onevision.concepts.search.exact import ExactSearch
+from onevision.concepts.search.rows import blocks, float32
 from onevision.concepts.search.stats import SearchStats
 from onevision.concepts.search.threads import over_rows
 
@@ -41,15 +42,17 @@ class ApproximateSearch:
         self._looked_through = min(cells, max(LEAST_CELLS, -(-cells // LOOKED_THROUGH)))
         self._index = faiss.index_factory(dimension, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
         self._index.cp.min_points_per_centroid = 1  # a tiny vocabulary is no reason to warn
+        self._index.nprobe = self._looked_through
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # the cells then do not depend on the number of threads
         try:
-            self._index.train(self._rows[:: max(1, count // (cells * VECTORS_A_CELL))])
-            self._index.add(self._rows)
+            self._index.train(float32(self._rows[:: max(1, count // (cells * VECTORS_A_CELL))].copy()))
+            for _, block in blocks(self._rows):
+                self._index.add(block)
         finally:
             faiss.omp_set_num_threads(threads)
         self._cells = ExactSearch(self._index.quantizer.reconstruct_n(0, cells), "float32")
-        self._exact = ExactSearch(self._rows)
+        self._exact = ExactSearch(embedding)
         self.stats = SearchStats(first_pass="ivf")
 
     def top(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onevision.concepts.search import kernels
+from onevision.concepts.search.rows import as_rows, blocks
 from onevision.concepts.search.threads import over_rows
 from onevision.errors import DataError, InputError
 
 LONGEST = 1e18  # of a vector: scores stay within float32
 
 
-def vocabulary_rows(embedding: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The vocabulary as float32 [C, D], contiguous (no copy of one that is), and the lengths of its vectors [C].
+def vocabulary_rows(embedding: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The rows of the vocabulary [C, D] (no copy of one that is contiguous), and the lengths of its vectors [C].
 
     Raises:
         InputError: it is no float16 or float32 matrix of at least one concept and one dimension.
@@ -23,11 +25,11 @@ def vocabulary_rows(embedding: NDArray[Any]) -> tuple[NDArray[np.float32], NDArr
     """
     if embedding.ndim != 2 or embedding.dtype not in (np.float16, np.float32) or not embedding.size:
         raise InputError(f"vocabulary: {_kind(embedding)}; it must be float16 or float32 [concepts, dimension]")
-    rows = np.ascontiguousarray(embedding, np.float32)
+    rows = as_rows(embedding)
     return rows, _lengths(rows, "concept")
 
 
-def check_queries(queries: NDArray[Any], k: int, rows: NDArray[np.float32]) -> None:
+def check_queries(queries: NDArray[Any], k: int, rows: NDArray[Any]) -> None:
     """Refuse queries that cannot be searched.
 
     Raises:
@@ -44,9 +46,10 @@ def check_queries(queries: NDArray[Any], k: int, rows: NDArray[np.float32]) -> N
     _lengths(queries, "query")
 
 
-def _lengths(vectors: NDArray[np.float32], what: str) -> NDArray[np.float64]:
+def _lengths(vectors: NDArray[Any], what: str) -> NDArray[np.float64]:
     found = np.empty(len(vectors))
-    over_rows(len(vectors), lambda part: kernels.lengths(vectors[part], found[part]))
+    for place, block in blocks(vectors):
+        over_rows(len(block), partial(_write_lengths, block, found[place]))
     bad = np.flatnonzero(~(found <= LONGEST))
     if len(bad):
         raise DataError(
@@ -54,6 +57,10 @@ def _lengths(vectors: NDArray[np.float32], what: str) -> NDArray[np.float64]:
             "embeddings are finite and have about unit length, embed again"
         )
     return found
+
+
+def _write_lengths(vectors: NDArray[np.float32], out: NDArray[np.float64], part: slice) -> None:
+    kernels.lengths(vectors[part], out[part])
 
 
 def _kind(array: NDArray[Any]) -> str:

@@ -1,7 +1,7 @@
 """Exact search for the concepts with the highest inner product, by a fast first pass and few exact scores.
 
-Tiles of the vocabulary meet blocks of queries, so that memory does not grow with either: the vocabulary in float32, a
-copy of it in 8 bits, and some MB.
+Tiles of the vocabulary meet blocks of queries, so that memory does not grow with the queries: the vocabulary as it is
+given, a copy of it in 8 bits, and some MB.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ExactSearch:
         """Prepare the vocabulary, float16 or float32 [C, D].
 
         Args:
-            embedding: one that is float32 and contiguous is not copied.
+            embedding: one that is contiguous is not copied.
             first_pass: int8 or float32; empty: what is faster here. Results are the same.
 
         Raises:

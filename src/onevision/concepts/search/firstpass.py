@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onevision.concepts.search import kernels
+from onevision.concepts.search.rows import blocks, float32
 from onevision.concepts.search.threads import over_rows
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class FirstPass(Protocol):
 class FloatPass:
     """A float32 matrix product."""
 
-    def __init__(self, rows: F4, lengths: F8) -> None:
-        """Of the vocabulary [C, D] and the lengths of its vectors [C]."""
+    def __init__(self, rows: NDArray[Any], lengths: F8) -> None:
+        """Of the rows of the vocabulary [C, D] (rows.py) and the lengths of its vectors [C]."""
         import torch
 
         self.dtype = torch.float32
-        self._rows = torch.from_numpy(rows)
+        self._rows = rows
         self._longest = float(lengths.max())
         rounding = rows.shape[1] * 2.0**-24
         self.scale = np.ones(len(rows), np.float32)
@@ -93,14 +94,14 @@ class FloatPass:
         """See FirstPass."""
         import torch
 
-        torch.mm(prepared.left, self._rows[begin:end].T, out=out)
+        torch.mm(prepared.left, torch.from_numpy(float32(self._rows[begin:end])).T, out=out)
 
 
 class Int8Pass:
     """An int8 matrix product with int32 sums: four times as fast as float32 where the processor has VNNI."""
 
-    def __init__(self, rows: F4, lengths: F8) -> None:
-        """Of the vocabulary [C, D] and the lengths of its vectors [C]."""
+    def __init__(self, rows: NDArray[Any], lengths: F8) -> None:
+        """Of the rows of the vocabulary [C, D] (rows.py) and the lengths of its vectors [C]."""
         import torch
 
         self.dtype = torch.int32
@@ -108,18 +109,20 @@ class Int8Pass:
         width = -(-dimension // WIDTH) * WIDTH
         self._block = width & -width
         self._signs = np.random.Philox(key=dimension).random_raw(width) % 2 * 2.0 - 1.0
-        self._center: F8 = torch.from_numpy(rows).mean(dim=0).numpy().astype(np.float64)
+        self._center: F8 = sum((block.sum(axis=0, dtype=np.float64) for _, block in blocks(rows)), np.zeros(dimension))
+        self._center /= count
         self._longest = float(lengths.max() + np.linalg.norm(self._center))
         values = np.empty((count, width), np.int8)
         self.scale, error, length = np.empty(count, np.float32), np.empty(count), np.empty(count)
 
-        def work(part: slice) -> None:
-            kernels.quantise(
-                rows[part], self._center, self._signs, self._block,
-                values[part], self.scale[part], error[part], length[part],
-            )  # fmt: skip
+        for place, block in blocks(rows):
+            outputs = values[place], self.scale[place], error[place], length[place]
 
-        over_rows(count, work)
+            def work(part: slice, block: F4 = block, outputs: tuple[NDArray[Any], ...] = outputs) -> None:
+                parts = (output[part] for output in outputs)
+                kernels.quantise(block[part], self._center, self._signs, self._block, *parts)
+
+            over_rows(len(block), work)
         self._values = torch.from_numpy(values)
         self.error: F4 = (error * (1 + ROUNDING) + length * ROUNDING + UNDERFLOW).astype(np.float32)
         self.length: F4 = (length * (1 + ROUNDING) + UNDERFLOW).astype(np.float32)

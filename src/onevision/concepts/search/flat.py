@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onevision.concepts.search import kernels
 from onevision.concepts.search.checks import check_queries, vocabulary_rows
 from onevision.concepts.search.exact import ExactSearch
+from onevision.concepts.search.rows import as_rows, blocks
 from onevision.concepts.search.stats import SearchStats
 from onevision.concepts.search.threads import over_rows
 
@@ -42,6 +43,7 @@ class FlatSearch:
             embedding: float16 or float32 [C, D].
             index: of faiss, with the same vectors in the same order; its scores are float32 or TF32 products.
         """
+        self._embedding = embedding
         self._rows, lengths = vocabulary_rows(embedding)
         self._index = index
         self._longest = float(lengths.max())
@@ -53,12 +55,13 @@ class FlatSearch:
         """A flat index in shards, one a GPU of this node."""
         import faiss
 
-        rows, _ = vocabulary_rows(embedding)
+        rows = as_rows(embedding)
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True
         index = faiss.IndexFlatIP(rows.shape[1])
-        index.add(rows)
-        return cls(rows, faiss.index_cpu_to_all_gpus(index, co=options))
+        for _, block in blocks(rows):
+            index.add(block)
+        return cls(embedding, faiss.index_cpu_to_all_gpus(index, co=options))
 
     def top(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """See ConceptSearch."""
@@ -98,7 +101,7 @@ class FlatSearch:
                 break
             given *= MORE
         if len(open_rows):
-            self._host = self._host or ExactSearch(self._rows)
+            self._host = self._host or ExactSearch(self._embedding)
             concept[open_rows], score[open_rows] = self._host.top(queries[open_rows], k)
             scored += len(open_rows) * concepts
         self.stats = replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import extending, njit, types
 
 LANES = 32  # sums of a score that run beside each other
 CHUNK = 64  # bounds that are compared at once
@@ -34,17 +34,37 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 _helper = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+def _value(number: Any) -> float:
+    """A float32 number, or one whose float16 bits are given as uint16, in float64; only in compiled code."""
+    raise NotImplementedError
+
+
+@extending.overload(_value, inline="always")
+def _compile_value(number: Any) -> Any:
+    """The exponent of float16 bits at the places of float32's is too small by 112, with subnormal numbers as well."""
+
+    def half(number: Any) -> float:
+        bits = np.uint32(number)
+        wide = ((bits & np.uint32(0x8000)) << np.uint32(16)) | ((bits & np.uint32(0x7FFF)) << np.uint32(13))
+        return np.float64(np.uint32(wide).view(np.float32)) * 2.0**112
+
+    def single(number: Any) -> float:
+        return np.float64(number)
+
+    return half if number == types.uint16 else single
+
+
 @_helper
 def _sum(left: Array, right: Array, lanes: Array) -> float:
-    """Inner product of two float32 vectors: products are exact, then `LANES` sums in float64, then halves together."""
+    """Inner product of a float32 vector and a row: exact products, `LANES` sums in float64, then halves together."""
     for j in range(LANES):
         lanes[j] = 0.0
     whole = len(left) // LANES * LANES
     for i in range(0, whole, LANES):
         for j in range(LANES):
-            lanes[j] += np.float64(left[i + j]) * np.float64(right[i + j])
+            lanes[j] += np.float64(left[i + j]) * _value(right[i + j])
     for j in range(len(left) - whole):
-        lanes[j] += np.float64(left[whole + j]) * np.float64(right[whole + j])
+        lanes[j] += np.float64(left[whole + j]) * _value(right[whole + j])
     width = LANES
     while width > 1:
         width //= 2
@@ -171,7 +191,7 @@ def collect(
         first: number of the tile's first concept.
         passed: int32 or float32 [n, T]: the first pass over the tile.
         scale, error, length: float32 [T]: passed * scale + weights[0] * error + weights[1] * length is the upper bound.
-        queries, rows: float32 [n, D] and [C, D].
+        queries, rows: float32 [n, D], and float32 or (bits of float16) uint16 [C, D].
         must: float32 [n]; weights: float32 [n, 2]; frame: float64 [n, 3]; held: int64 [n, 3]: see above.
         waiting, upper: int32 and float32 [n, W]. best, best_score: int32 and float32 [n, k].
     """
@@ -236,7 +256,7 @@ def rescore(queries: Array, rows: Array, found: Array, best: Array, best_score: 
     """The best of given concepts.
 
     Args:
-        queries, rows: float32 [n, D] and [C, D].
+        queries, rows: as in `collect`.
         found: int64 [n, m]: concepts of each query; negative ones are none.
         best, best_score: int32 and float32 [n, k], k <= m; written. Where fewer are found, the rest stays as it is.
     """
