@@ -3,8 +3,8 @@
     python -m benchmarks.concepts.balance [samples=85000000] [quick=1] [strict=1] [folder=…]
 
 Figures and goals are printed as a table and written to benchmarks/results/concepts-balance.json; with strict=1 an unmet
-goal gives exit code 1. quick=1 takes a million samples and writes no results. The indices (7 GB at a time for 85 million
-samples: concept numbers and scores) are written below `folder`, one after the other, and removed.
+goal gives exit code 1. quick=1 takes a million samples and writes no results. The indices (7 GB at a time for 85
+million samples: concept numbers and scores) are written below `folder`, one after the other, and removed.
 
 What the goal of coverage is about: a selection is smaller than its corpus, so a concept has fewer samples in it than
 before, however it is drawn. "Rare" (fewer than 100 samples) is therefore compared between the balanced selection and a
@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
 
 
 def balance(folder: Path, samples: int, quick: bool = False) -> list[Row]:
-    """All cases; with `quick` the last two are a tenth of their size, and coverage has no goal: it is one of numbers."""
+    """All cases; with `quick` the last two are a tenth of their size, and no goal is set for rare concepts, which a
+    small corpus has too many of."""
     rows = []
     for kind in synthetic.KINDS:
         print(f"input: {kind} concepts of {samples:,} samples", flush=True)

@@ -13,15 +13,24 @@ import pytest
 from onevision.concepts.balance.build import build_balance
 from onevision.concepts.balance.index import BalanceIndex
 from onevision.concepts.index import ConceptIndex
+from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
 from onevision.errors import DataError, InputError
 from onevision.files import read_json
 from onevision.packing.build import build_packs
-from onevision.recipe import Recipe, recipe_problems
+from onevision.recipe import ConceptRecipe, DataRecipe, Recipe, recipe_problems
 from onevision.steps import StepResult
 from onevision.training.inputs import check_inputs, open_sources
-from tests.concepts.balance.common import small_recipe, with_concepts
+from tests.concepts.balance.common import (
+    CONCEPTS,
+    concept_part,
+    draw_concepts,
+    small_recipe,
+    with_concepts,
+    write_index,
+)
+from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +113,6 @@ def test_coins_of_metaclip_keep_about_as_many_as_their_chances_say(made: Recipe,
 
 def test_what_is_drawn_does_not_depend_on_the_order_or_the_parts(tmp_path: Path) -> None:
     """The same records with the same concepts in another order, in other shards."""
-    from tests.concepts.balance.common import CONCEPTS, concept_part, draw_concepts, write_index
-    from onevision.corpus.build import build_corpus
-    from onevision.recipe import ConceptRecipe, DataRecipe
-    from tests.fixtures import sample_record, tiny_tokenizer, write_records
-
     tiny_tokenizer(tmp_path / "tokenizer")
     lists = draw_concepts(30, CONCEPTS, seed=3)
     order = np.random.default_rng(1).permutation(30).tolist()
@@ -169,8 +173,6 @@ def test_both_folders_may_be_moved_together(made: Recipe, tmp_path: Path) -> Non
 
 
 def test_a_selection_of_a_selection_reads_the_first_shards(made: Recipe, tmp_path: Path) -> None:
-    from tests.concepts.balance.common import concept_part, draw_concepts, write_index
-
     balance(made, tmp_path / "first", samples=12)
     corpus = CorpusIndex.open(tmp_path / "first")
     sizes = [len(piece) for piece in corpus.shard.pieces]
