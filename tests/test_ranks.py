@@ -27,6 +27,7 @@ ranks = find_ranks()
 result = run_parts("test", sys.argv[1], {"seed": 1}, PARTS, build, finish, ranks)
 assert ranks.sum(np.array([ranks.rank, 1])).tolist() == [sum(range(ranks.size)), ranks.size]
 assert ranks.gather(ranks.rank) == list(range(ranks.size))
+assert ranks.local_rank() == ranks.rank  # all are on this node
 Path(sys.argv[1] + f".rank{ranks.rank}").write_text(f"{ranks.size} {result.summary} {result.skipped}")
 """
 
@@ -48,7 +49,7 @@ def test_alone_needs_no_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert find_ranks() is ALONE
-    assert ALONE.gather("x") == ["x"]
+    assert ALONE.gather("x") == ["x"] and ALONE.local_rank() == 0
     assert ALONE.sum(np.arange(3)).tolist() == [0, 1, 2]
 
 

@@ -46,6 +46,18 @@ class Ranks:
         self._communicator.Allreduce(np.ascontiguousarray(values), total)
         return total
 
+    def local_rank(self) -> int:
+        """Number of this rank among those of its node; all ranks call it."""
+        if not self._communicator:
+            return 0
+        from mpi4py import MPI
+
+        node = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
+        try:
+            return int(node.Get_rank())
+        finally:
+            node.Free()
+
     def wait(self) -> None:
         """Wait until every rank is here."""
         if self._communicator:

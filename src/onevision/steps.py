@@ -158,6 +158,11 @@ def _known(work: Path, k: int) -> Path:
     return work / f"part-{k:05d}.json"
 
 
+def forget_part(work: str | Path, k: int) -> None:
+    """Have part k of a step that is not finished be made again, from within its `finish`, which then fails."""
+    _known(Path(work), k).unlink(missing_ok=True)
+
+
 def forget(folder: str | Path) -> None:
     """Have the step of `folder` run again, whatever its inputs; it stays a step's output, which a step may replace."""
     done = Path(folder) / "step.json"

@@ -13,7 +13,20 @@ def found(names: list[str], caption: str) -> list[str]:
     return [names[number] for number in NameFinder(names).find(caption).tolist()]
 
 
-NAMES = ["lion", "sea lion", "sea", "a", "San Francisco", "U.S.", "rock 'n' roll", "苹果", "果汁", "台湾", "sea-lion"]
+NAMES = [
+    "lion",
+    "sea lion",
+    "sea",
+    "a",
+    "San Francisco",
+    "U.S.",
+    "rock 'n' roll",
+    "苹果",
+    "果汁",
+    "台湾",
+    "sea-lion",
+    "Caf\u00e9",
+]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +45,7 @@ NAMES = ["lion", "sea lion", "sea", "a", "San Francisco", "U.S.", "rock 'n' roll
         ("台湾的lion，a", ["lion", "a", "台湾"]),
         ("苹 果", ["苹果"]),
         ("sea sea sea", ["sea"]),
+        ("CAFE\u0301", ["Caf\u00e9"]),
         ("", []),
         (" \n", []),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ def test_records_come_back_as_they_went_in(corpus: Path, records: list[Record]) 
     assert len(reader) == len(records)
     for row in [7, 0, 22, 7, 13, *range(23)]:
         assert reader.record(row) == records[row]
+
+
+def test_the_text_alone(corpus: Path, records: list[Record]) -> None:
+    reader = CorpusReader(corpus)
+    for entry, record in zip(reader.entries(range(23)), records, strict=True):
+        assert reader.read_text(entry) == replace(record, images=(b"",) * len(record.images))
+    entry = reader.entries([4])[0]
+    with pytest.raises(DamagedSample, match="run `make corpus` again"):
+        reader.read_text(replace(entry, text=(entry.text[0] + 1, entry.text[1])))
 
 
 def descriptors() -> int:

@@ -2,7 +2,7 @@
 
 A name is in a caption if it is a substring after the same has been done to both:
 
-    - lower case, as `str.lower` gives it;
+    - lower case, as `str.lower` gives it, and Unicode's form NFC;
     - a blank on either side of , . ; : ? ! ` and their full-width forms, so that they part words and are words;
     - a blank on either side of each character of a script that is written without blanks between words (Chinese,
       Japanese, Thai, Lao, Khmer, Burmese), so that a name is found anywhere in it;
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onevision.concepts.lists import normalised
 
 _MARKS = ",.;:?!`，。；：？！、"
 # Thai and Lao, Burmese, Khmer, kana, Han and its extensions, compatibility and half-width forms.
@@ -45,7 +47,7 @@ class NameFinder:
 
 def spaced(text: str) -> str:
     """A text as it is compared: see above."""
-    return f" {' '.join(_WORDS.sub(_apart, text.lower()).split())} "
+    return f" {normalised(_WORDS.sub(_apart, text.lower()))} "
 
 
 def _apart(match: re.Match[str]) -> str:

@@ -105,6 +105,19 @@ class CorpusReader:
         except Reject as error:
             raise self._damage(entry, str(error)) from None
 
+    def read_text(self, entry: Entry) -> Record:
+        """The record of an entry with empty bytes for images: only its JSON is read, which is not checked by its hash.
+
+        Raises:
+            DamagedSample: there is no record at its place.
+            DataError: as `record`.
+        """
+        try:
+            fields = json.loads(self._range(entry, *entry.text))
+            return parse_record(fields, (b"",) * len(entry.images))
+        except (Reject, ValueError) as error:
+            raise self._damage(entry, str(error)) from None
+
     def members(self, entry: Entry) -> list[memoryview]:
         """The JSON and the images of an entry, as they were written: with one read, of which they are views, where they
         lie together, as they do when samples were written one by one.
