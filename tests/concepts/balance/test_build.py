@@ -12,6 +12,7 @@ import pytest
 
 from onevision.concepts.balance.build import build_balance
 from onevision.concepts.balance.index import BalanceIndex
+from onevision.concepts.build import build_concepts
 from onevision.concepts.index import ConceptIndex
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
@@ -24,6 +25,7 @@ from onevision.report.results import PipelineFolders, read_results
 from onevision.report.tables import lineage
 from onevision.steps import StepResult
 from onevision.training.inputs import check_inputs, open_sources
+from tests.concepts import cases
 from tests.concepts.balance.common import (
     CONCEPTS,
     concept_part,
@@ -204,6 +206,22 @@ def test_packs_and_training_take_a_selection_like_any_corpus(made: Recipe, tmp_p
     told = read_json(tmp_path / "balanced/lineage.json")
     corpus = told["made_from"]["corpus"]["step.json"]
     assert corpus["summary"]["fingerprint"] == told["inputs"]["corpus"] and corpus["summary"]["source"]
+
+
+def test_concepts_that_were_found_are_balanced(tmp_path: Path) -> None:
+    """After the real step before it: samples of the same caption are one, and of one caption only the first stays."""
+    records = [cases.record(i) for i in range(3 * len(cases.CAPTIONS))]
+    recipe = cases.make_recipe(tmp_path, records, index=str(tmp_path / "concepts"), duplicate_similarity=0.999)
+    build_concepts(recipe, recipe.concepts.index, report=lambda line: None)
+    found = balance(recipe, tmp_path / "balanced").summary["balance"]
+    index = BalanceIndex.open(tmp_path / "balanced")
+    captions = len(cases.CAPTIONS)
+    assert np.asarray(index.fate).tolist() == [0] * captions + [2] * 2 * captions
+    assert found["duplicates"] == {"embedding": 2 * captions, "image_hash": 0} and found["drawn"] == captions
+    images = balance(recipe, tmp_path / "images", duplicate_similarity=0.0, duplicate_bits=0).summary["balance"]
+    hashes = np.asarray(ConceptIndex.open(recipe.concepts.index).image_hash)
+    assert images["duplicates"]["image_hash"] == np.count_nonzero(hashes) - len(set(hashes[hashes > 0].tolist()))
+    assert balance(recipe, tmp_path / "some", samples=5, duplicate_similarity=0.0).summary["samples"] == 5
 
 
 def test_a_report_tells_what_a_selection_was_made_from(made: Recipe, tmp_path: Path) -> None:
