@@ -1,7 +1,7 @@
 """Synthetic concept indices of any size, and the corpus index that belongs to a small one.
 
-A concept's number is its rank: of C concepts the one of rank r (from 1) is drawn with the share log(1 + 1/r)/log(C + 1),
-which is Zipf's law with exponent 1. A sample has ten different concepts, in one of two ways:
+A concept's number is its rank: of C concepts the one of rank r (from 1) is drawn with the share log(1 + 1/r) /
+log(C + 1), which is Zipf's law with exponent 1. A sample has ten different concepts, in one of two ways:
 
     independent  each is drawn for itself
     topical      the sample has a topic, drawn in the same way; each concept is, with equal chances, drawn for itself or

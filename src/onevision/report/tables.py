@@ -163,8 +163,12 @@ def lineage(results: Results) -> list[Lineage]:
     data = [("Corpus", folders.corpus, results.corpus), ("Held-out corpus", folders.heldout, results.heldout)]
     for name, folder, record in data:
         if record:
-            source = record["summary"]["source"]
-            made_from = f"source {source[:12]}, tokenizer {record['inputs']['tokenizer'][:12]}"
+            inputs = record["inputs"]
+            if record["step"] == "balance":  # a selection of another corpus
+                made_from = f"corpus {inputs['corpus'][:12]}, concepts {inputs['concepts'][:12]}"
+            else:
+                source = record["summary"]["source"]
+                made_from = f"source {source[:12]}, tokenizer {inputs['tokenizer'][:12]}"
             add(name, folder, record["summary"]["fingerprint"], made_from, record["seconds"])
     if results.packs:
         made_from = f"corpus {results.packs['inputs']['corpus'][:12]}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from onevision.concepts.balance.selection import Candidates
 from onevision.concepts.index import ConceptPart, part_file, write_concept_part, write_master
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
+from onevision.ranks import Ranks
 from onevision.recipe import ConceptRecipe, DataRecipe, Recipe
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
@@ -138,6 +141,30 @@ def candidates(
     cut = [concept_part(lists[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
     none = np.zeros(len(lists), np.int16)
     values: dict[str, Any] = {"language": none, "source": none, "languages": ("en",), "sources": ("web",), **others}
-    return Candidates(
-        Parts(cut, concepts), np.array(edges), lambda k: ids[edges[k] : edges[k + 1]], **values
-    )
+    return Candidates(Parts(cut, concepts), np.array(edges), lambda k: ids[edges[k] : edges[k + 1]], **values)
+
+
+class Thread(Ranks):
+    """A rank that is a thread, to be several in one process."""
+
+    def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
+        self._communicator, self.rank, self.size, self._shared = None, rank, size, shared
+        self.sent = 0
+
+    def gather(self, value: Any) -> list[Any]:
+        self._shared["slots"][self.rank] = value
+        self._shared["barrier"].wait()
+        found = list(self._shared["slots"])
+        self._shared["barrier"].wait()
+        return found
+
+    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        self.sent += values.nbytes
+        return np.sum(self.gather(values), axis=0)
+
+
+def as_threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
+    """What `work` gives each of `size` ranks, which are threads."""
+    shared: dict[str, Any] = {"slots": [None] * size, "barrier": threading.Barrier(size, timeout=60)}
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, [Thread(rank, size, shared) for rank in range(size)]))

@@ -12,16 +12,29 @@ import pytest
 
 from onevision.concepts.balance.build import build_balance
 from onevision.concepts.balance.index import BalanceIndex
+from onevision.concepts.build import build_concepts
 from onevision.concepts.index import ConceptIndex
+from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
 from onevision.errors import DataError, InputError
 from onevision.files import read_json
 from onevision.packing.build import build_packs
-from onevision.recipe import Recipe, recipe_problems
+from onevision.recipe import ConceptRecipe, DataRecipe, Recipe, recipe_problems
+from onevision.report.results import PipelineFolders, read_results
+from onevision.report.tables import lineage
 from onevision.steps import StepResult
 from onevision.training.inputs import check_inputs, open_sources
-from tests.concepts.balance.common import small_recipe, with_concepts
+from tests.concepts import cases
+from tests.concepts.balance.common import (
+    CONCEPTS,
+    concept_part,
+    draw_concepts,
+    small_recipe,
+    with_concepts,
+    write_index,
+)
+from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +105,18 @@ def test_all_are_drawn_without_a_number_and_those_without_concepts_come_last(mad
 
 def test_coins_of_metaclip_keep_about_as_many_as_their_chances_say(made: Recipe, tmp_path: Path) -> None:
     drawn, chances = [], 0.0
-    for seed in range(30):
+    for seed in range(12):
         balance(made, tmp_path / "balanced", weighting="metaclip", threshold=1, seed=seed)
         index = BalanceIndex.open(tmp_path / "balanced")
         drawn.append(index.drawn)
         chances = float(np.asarray(index.weight).sum())
     weight = np.asarray(index.weight)
-    assert abs(np.mean(drawn) - chances) < 4 * np.sqrt((weight * (1 - weight)).sum() / 30)
+    assert abs(np.mean(drawn) - chances) < 4 * np.sqrt((weight * (1 - weight)).sum() / 12)
     assert len(set(drawn)) > 1
 
 
 def test_what_is_drawn_does_not_depend_on_the_order_or_the_parts(tmp_path: Path) -> None:
     """The same records with the same concepts in another order, in other shards."""
-    from tests.concepts.balance.common import CONCEPTS, concept_part, draw_concepts, write_index
-    from onevision.corpus.build import build_corpus
-    from onevision.recipe import ConceptRecipe, DataRecipe
-    from tests.fixtures import sample_record, tiny_tokenizer, write_records
-
     tiny_tokenizer(tmp_path / "tokenizer")
     lists = draw_concepts(30, CONCEPTS, seed=3)
     order = np.random.default_rng(1).permutation(30).tolist()
@@ -169,8 +177,6 @@ def test_both_folders_may_be_moved_together(made: Recipe, tmp_path: Path) -> Non
 
 
 def test_a_selection_of_a_selection_reads_the_first_shards(made: Recipe, tmp_path: Path) -> None:
-    from tests.concepts.balance.common import concept_part, draw_concepts, write_index
-
     balance(made, tmp_path / "first", samples=12)
     corpus = CorpusIndex.open(tmp_path / "first")
     sizes = [len(piece) for piece in corpus.shard.pieces]
@@ -197,9 +203,35 @@ def test_packs_and_training_take_a_selection_like_any_corpus(made: Recipe, tmp_p
     assert not check_inputs(replace(made, data=data)).problems
     row = int(sources.sources[0].packs.sample[0])
     assert sources.sources[0].corpus.record(row).id == sources.sample_name(row)
-    lineage = read_json(tmp_path / "balanced/lineage.json")
-    corpus = lineage["made_from"]["corpus"]["step.json"]
-    assert corpus["summary"]["fingerprint"] == lineage["inputs"]["corpus"] and corpus["summary"]["source"]
+    told = read_json(tmp_path / "balanced/lineage.json")
+    corpus = told["made_from"]["corpus"]["step.json"]
+    assert corpus["summary"]["fingerprint"] == told["inputs"]["corpus"] and corpus["summary"]["source"]
+
+
+def test_concepts_that_were_found_are_balanced(tmp_path: Path) -> None:
+    """After the real step before it: samples of the same caption are one, and of one caption only the first stays."""
+    records = [cases.record(i) for i in range(3 * len(cases.CAPTIONS))]
+    recipe = cases.make_recipe(tmp_path, records, index=str(tmp_path / "concepts"), duplicate_similarity=0.999)
+    build_concepts(recipe, recipe.concepts.index, report=lambda line: None)
+    found = balance(recipe, tmp_path / "balanced").summary["balance"]
+    index = BalanceIndex.open(tmp_path / "balanced")
+    captions = len(cases.CAPTIONS)
+    assert np.asarray(index.fate).tolist() == [0] * captions + [2] * 2 * captions
+    assert found["duplicates"] == {"embedding": 2 * captions, "image_hash": 0} and found["drawn"] == captions
+    images = balance(recipe, tmp_path / "images", duplicate_similarity=0.0, duplicate_bits=0).summary["balance"]
+    hashes = np.asarray(ConceptIndex.open(recipe.concepts.index).image_hash)
+    assert images["duplicates"]["image_hash"] == np.count_nonzero(hashes) - len(set(hashes[hashes > 0].tolist()))
+    assert balance(recipe, tmp_path / "some", samples=5, duplicate_similarity=0.0).summary["samples"] == 5
+
+
+def test_a_report_tells_what_a_selection_was_made_from(made: Recipe, tmp_path: Path) -> None:
+    balance(made, tmp_path / "balanced", samples=9)
+    none = tmp_path / "none"
+    folders = PipelineFolders(tmp_path, tmp_path / "balanced", none, none, none, {}, none, none)
+    (row,) = lineage(read_results(folders))
+    inputs = read_json(tmp_path / "balanced/step.json")["inputs"]
+    assert row.folder == "balanced"
+    assert row.made_from == f"corpus {inputs['corpus'][:12]}, concepts {inputs['concepts'][:12]}"
 
 
 def test_the_summary_compares_with_a_random_draw(made: Recipe, tmp_path: Path) -> None:
@@ -228,7 +260,7 @@ def test_the_summary_compares_with_a_random_draw(made: Recipe, tmp_path: Path) -
         ({"samples": 5, "quotas": ["tongue.zh=0.5"]}, "not of the form language"),
         ({"samples": 5, "quotas": ["language.zh"]}, "not of the form language"),
         ({"samples": 5, "quotas": ["language.zh=half"]}, "'half' is not a share from 0 to 1"),
-        ({"samples": 5, "quotas": ["language.zh=0.7", "language.en=0.4"]}, "sum to 1.1, above 1: zh=0.7, en=0.4"),
+        ({"samples": 5, "quotas": ["language.zh=0.7", "language.en=0.4"]}, "sum to 1.1, above 1: en=0.4, zh=0.7"),
         ({"samples": 5, "quotas": ["language.zh=0.2", "language.zh=0.4"]}, "has a share already"),
         ({"quotas": ["language.zh=0.2"]}, "set concepts.samples"),
         ({"duplicate_similarity": 0.9}, "has no embeddings: set it to 0"),

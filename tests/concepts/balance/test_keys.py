@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from onevision.concepts.balance import keys
 from onevision.concepts.balance.draw import Bounds, Piece, available, lowest
 from onevision.concepts.balance.keys import NEVER, salt, sample_keys
-from onevision.ranks import ALONE, Ranks
+from onevision.ranks import ALONE
+from tests.concepts.balance.common import Thread, as_threads
 
 EXTREME = np.array([1e-9, 1e9, 0, 1, 1e-30, 1e30], np.float32)
 
@@ -142,25 +142,6 @@ def test_the_lowest_keys_are_drawn_and_ties_go_by_id(rows: list[tuple[int, int, 
         assert set(np.flatnonzero(found & (cell == c)).tolist()) == set(order[: wanted[c]])
 
 
-class Thread(Ranks):
-    """A rank that is a thread, to be several in one process."""
-
-    def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
-        self._communicator, self.rank, self.size, self._shared = None, rank, size, shared
-        self.sent = 0
-
-    def gather(self, value: Any) -> list[Any]:
-        self._shared["slots"][self.rank] = value
-        self._shared["barrier"].wait()
-        found = list(self._shared["slots"])
-        self._shared["barrier"].wait()
-        return found
-
-    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        self.sent += values.nbytes
-        return np.sum(self.gather(values), axis=0)
-
-
 def test_the_draw_of_several_ranks_is_that_of_one_and_sends_the_same_for_any_number_of_samples() -> None:
     sent = []
     for count in (3000, 30_000):
@@ -169,25 +150,18 @@ def test_the_draw_of_several_ranks_is_that_of_one_and_sends_the_same_for_any_num
         alone = draw(key, ids, [count // 3])
         assert alone.sum() == count // 3
         pieces = pieces_of(key, 7)
-        shared: dict[str, Any] = {"slots": [None] * 3, "barrier": threading.Barrier(3, timeout=60)}
-        ranks = [Thread(rank, 3, shared) for rank in range(3)]
-        found: list[Any] = [None] * 3
 
         def of(k: int, ids: Any = ids, pieces: Any = pieces) -> NDArray[np.uint64]:
             return ids[pieces[k].first_row :][: len(pieces[k].key)]
 
-        def work(own: Thread, found: Any = found, pieces: Any = pieces, of: Any = of, count: int = count) -> None:
-            found[own.rank] = lowest(pieces[own.rank :: 3], of, np.array([count // 3]), own)
+        def work(own: Thread, pieces: Any = pieces, of: Any = of, count: int = count) -> Any:
+            return lowest(pieces[own.rank :: 3], of, np.array([count // 3]), own), own.sent
 
-        threads = [threading.Thread(target=work, args=(own,)) for own in ranks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        for bounds in found:
+        found = as_threads(3, work)
+        for bounds, _ in found:
             together = np.concatenate([bounds.drawn(piece, of(piece.part)) for piece in pieces])
             assert together.tolist() == alone.tolist()
-        sent.append(ranks[0].sent)
+        sent.append(found[0][1])
     assert sent[0] == sent[1]
 
 

@@ -61,8 +61,8 @@ def build_balance(
     corpus = CorpusIndex.open(recipe.data.corpus, check_shards=not recipe.data.shards)
     index = ConceptIndex.open(concepts.index)
     _check(corpus, index, concepts)
-    quotas = parse_quotas(concepts.quotas, corpus.languages, corpus.sources)
     settings = _settings(concepts)
+    quotas = parse_quotas(settings["quotas"], corpus.languages, corpus.sources)
     shard_folder = os.path.relpath(corpus.shard_path.resolve(), output.parent.resolve() / output.name)
     inputs = {
         "corpus": corpus.fingerprint,
@@ -123,14 +123,13 @@ class _Balancing:
             "source": source,
             "fingerprint": fingerprint,
             "fates": np.bincount(fate, minlength=4).tolist(),
-            "language": self._by_name(k, self._corpus.language, self._corpus.languages, drawn),
-            "from": self._by_name(k, self._corpus.source, self._corpus.sources, drawn),
+            "by_language": self._by_number(k, self._corpus.language, self._corpus.languages, drawn),
+            "by_source": self._by_number(k, self._corpus.source, self._corpus.sources, drawn),
         }
 
     def finish(self, folder: Path, known: list[dict[str, Any]]) -> dict[str, Any]:
         """Join the parts; returns the summary: that of a corpus, and `balance`."""
         self._count(folder)
-        duplicates.forget_pairs(folder)
         corpus, selection = self._corpus, self._selection
         lengths: dict[str, str | int] = {
             name: getattr(corpus, name) for name in ("tokenizer", "template", "min_pixels", "max_pixels")
@@ -149,6 +148,7 @@ class _Balancing:
         fates = np.sum([row["fates"] for row in known], axis=0).tolist()
         folders = {"corpus": self._recipe.data.corpus, "concepts": self._recipe.concepts.index}
         write_lineage(folder, self._inputs, folders)
+        duplicates.forget_pairs(folder)
         return summary | {
             "balance": {
                 "before": len(corpus),
@@ -156,15 +156,15 @@ class _Balancing:
                 "drawn": selection.drawn,
                 "concepts": self._index.concepts,
                 "coverage": {name.removeprefix("count_"): coverage(counts[name], counts[COUNTS[0]]) for name in COUNTS},
-                "language": _named(corpus.languages, [row["language"] for row in known]),
-                "source": _named(corpus.sources, [row["from"] for row in known]),
+                "language": _named(corpus.languages, [row["by_language"] for row in known]),
+                "source": _named(corpus.sources, [row["by_source"] for row in known]),
                 "shortfalls": shortfalls(self._quotas, selection.cells, selection.available),
                 "settings": self._settings,
                 "fingerprint": fingerprint,
             }
         }
 
-    def _by_name(
+    def _by_number(
         self, k: int, numbers: NDArray[np.int16], names: tuple[str, ...], drawn: NDArray[np.bool_]
     ) -> list[list[int]]:
         """Samples of part k with each number of a table, all and those that are drawn."""

@@ -121,7 +121,8 @@ class Selection:
         one_cell = [Piece(piece.part, piece.first_row, piece.key, np.zeros_like(piece.cell)) for piece in pieces]
         free = lowest(one_cell, self.candidates.ids, np.array([wanted]), self._ranks)
         drawn = {piece.part: free.drawn(piece, self.candidates.ids(piece.part)) for piece in one_cell}
-        targets = cell_targets(quotas, wanted, self._cells(pieces, drawn), self.available)
+        # One rank's floating point decides, should those of another one round differently.
+        targets = self._ranks.first(cell_targets(quotas, wanted, self._cells(pieces, drawn), self.available))
         return lowest(pieces, self.candidates.ids, targets, self._ranks)
 
     def _draw_at_random(self) -> NDArray[np.int64]:
