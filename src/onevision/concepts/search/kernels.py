@@ -19,15 +19,13 @@ LANES = 32  # sums of a score that run beside each other
 CHUNK = 64  # bounds that are compared at once
 TAKE = 32  # waiting concepts that are scored at once, or k where that is more
 
-# What a query has, one row a query. REACH, float32: what an upper bound must reach, in units of the first pass.
-# WEIGHTS, float32 [2]: of a concept's error and of its length in its upper bound.
-# FRAME, float64 [3]: unit and offset of the first pass, and what may be lost in float64; see `reach`.
+# Of `frame`, float64 [3] a query: score = unit * (what the first pass gives) + offset, up to slack.
 UNIT, OFFSET, SLACK = range(3)
-# HELD, int64 [3]: lengths of the two lists, and concepts that were scored.
+# Of `held`, int64 [3] a query: lengths of its two lists, and how many concepts were scored.
 BEST, WAITING, SCORED = range(3)
 
 ULP = 2.0**-23  # of float32
-TINY = 2.0**-147  # twice the smallest distance of float32 numbers
+TINY = 2.0**-147  # four times the smallest float32 number
 
 Array = Any
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
@@ -35,13 +33,13 @@ _helper = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=T
 
 
 def _value(number: Any) -> float:
-    """A float32 number, or one whose float16 bits are given as uint16, in float64; only in compiled code."""
-    raise NotImplementedError
+    """A float32 number, or one whose float16 bits are given as uint16, in float64."""
+    return float(number.view(np.float16) if number.dtype == np.uint16 else number)
 
 
 @extending.overload(_value, inline="always")
 def _compile_value(number: Any) -> Any:
-    """The exponent of float16 bits at the places of float32's is too small by 112, with subnormal numbers as well."""
+    """The same, compiled: at float32's places the exponent of float16 is too small by 112, of subnormal numbers too."""
 
     def half(number: Any) -> float:
         bits = np.uint32(number)
@@ -192,7 +190,8 @@ def collect(
         passed: int32 or float32 [n, T]: the first pass over the tile.
         scale, error, length: float32 [T]: passed * scale + weights[0] * error + weights[1] * length is the upper bound.
         queries, rows: float32 [n, D], and float32 or (bits of float16) uint16 [C, D].
-        must: float32 [n]; weights: float32 [n, 2]; frame: float64 [n, 3]; held: int64 [n, 3]: see above.
+        must: float32 [n]: what an upper bound must reach. weights: float32 [n, 2].
+        frame, held: float64 and int64 [n, 3]; see above.
         waiting, upper: int32 and float32 [n, W]. best, best_score: int32 and float32 [n, k].
     """
     lanes = np.empty(LANES)
