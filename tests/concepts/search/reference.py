@@ -27,7 +27,7 @@ def vectors(kind: str, rows: int, dimension: int, rng: np.random.Generator) -> n
     elif kind == "huge coordinate":
         found[:, rng.integers(dimension)] *= 1e5
     elif kind == "tiny":
-        found *= 1e-25
+        found *= 1e-20
     elif kind == "mixed lengths":
         found *= 10.0 ** rng.uniform(-20, 15, (rows, 1))
     elif kind == "far from zero":

@@ -73,6 +73,7 @@ class FloatPass:
         self._rows = rows
         self._longest = float(lengths.max())
         rounding = rows.shape[1] * 2.0**-24
+        self._flushed = rows.shape[1] * 2.0**-125  # libraries may take numbers below float32's normal ones for zero
         self.scale = np.ones(len(rows), np.float32)
         self.error: F4 = (lengths * (rounding / (1 - rounding) + ROUNDING) + UNDERFLOW).astype(np.float32)
         self.length = np.zeros(len(rows), np.float32)
@@ -87,7 +88,7 @@ class FloatPass:
         weights[:, 0] = lengths * (1 + ROUNDING) + UNDERFLOW
         frame = np.zeros((len(queries), 3))
         frame[:, kernels.UNIT] = 1.0
-        frame[:, kernels.SLACK] = queries.shape[1] * 2.0**-50 * lengths * self._longest
+        frame[:, kernels.SLACK] = queries.shape[1] * 2.0**-50 * lengths * self._longest + self._flushed
         return Prepared(torch.from_numpy(queries), weights, frame)
 
     def run(self, prepared: Prepared, begin: int, end: int, out: torch.Tensor) -> None:
@@ -114,7 +115,6 @@ class Int8Pass:
         self._longest = float(lengths.max() + np.linalg.norm(self._center))
         values = np.empty((count, width), np.int8)
         self.scale, error, length = np.empty(count, np.float32), np.empty(count), np.empty(count)
-
         for place, block in blocks(rows):
             outputs = values[place], self.scale[place], error[place], length[place]
 
@@ -137,7 +137,7 @@ class Int8Pass:
         kernels.quantise(queries, np.zeros(dimension), self._signs, self._block, values, unit, error, length)
         weights = np.empty((count, 2), np.float32)
         weights[:, 0] = np.linalg.norm(values.astype(np.float64), axis=1) * (1 + ROUNDING)
-        weights[:, 1] = error / unit * (1 + ROUNDING)
+        weights[:, 1] = error / unit * (1 + ROUNDING) + UNDERFLOW
         frame = np.empty((count, 3))
         frame[:, kernels.UNIT] = unit
         frame[:, kernels.OFFSET] = queries.astype(np.float64) @ self._center

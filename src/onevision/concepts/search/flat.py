@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onevision.concepts.search import kernels
 from onevision.concepts.search.checks import check_queries, vocabulary_rows
 from onevision.concepts.search.exact import ExactSearch
-from onevision.concepts.search.rows import as_rows, blocks
+from onevision.concepts.search.rows import blocks
 from onevision.concepts.search.stats import SearchStats
 from onevision.concepts.search.threads import over_rows
 
@@ -55,7 +55,7 @@ class FlatSearch:
         """A flat index in shards, one a GPU of this node."""
         import faiss
 
-        rows = as_rows(embedding)
+        rows, _ = vocabulary_rows(embedding)
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True
         index = faiss.IndexFlatIP(rows.shape[1])
@@ -118,4 +118,4 @@ class FlatSearch:
         kernels.lengths(queries, lengths)
         rounding = queries.shape[1] * 2.0**-24
         lost = TF32 + 2 * rounding + kernels.ULP
-        return worst.astype(np.float64) - lengths * self._longest * lost - kernels.TINY
+        return worst.astype(np.float64) - lengths * self._longest * lost - queries.shape[1] * 2.0**-125
