@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onevision.concepts.encoders import load_encoder
+from onevision.concepts.encoders.weights import need_packages
 from onevision.concepts.index import (
     FORMAT_VERSION,
     MAX_MATCHES,
@@ -53,7 +54,7 @@ def build_concepts(
 
     Raises:
         InputError: the corpus or the vocabulary is missing, the vocabulary was embedded by another encoder or has fewer
-            than `top_k` concepts.
+            than `top_k` concepts, or packages are not installed.
         DataError: more samples than `data.reject_threshold` allows are damaged, or there are none.
         StorageError: the disk is full.
     """
@@ -96,6 +97,7 @@ class _Concepts:
         if not self._start[-1]:
             raise DataError(f"{self._corpus.index.path} holds no samples")
         if encoder is None:
+            need_packages("concepts.match=substring", "ahocorasick_rs")
             return
         if vocabulary.encoder != encoder.fingerprint:
             raise InputError(
