@@ -39,7 +39,8 @@ def contents(folder: Path) -> dict[str, object]:
     """The files of a step, byte by byte; its record without the seconds."""
     files: dict[str, object] = {path.name: path.read_bytes() for path in folder.glob("*.h5")}
     record = read_json(folder / "step.json")
-    record["summary"].pop("seconds")
+    for name in ("seconds", "embedded_per_second"):
+        record["summary"].pop(name)
     return files | {"step.json": record | {"seconds": 0}}
 
 

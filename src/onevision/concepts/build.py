@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onevision.concepts.encoders import load_encoder
+from onevision.concepts.encoders.weights import need_packages
 from onevision.concepts.index import (
     FORMAT_VERSION,
     MAX_MATCHES,
@@ -53,7 +54,7 @@ def build_concepts(
 
     Raises:
         InputError: the corpus or the vocabulary is missing, the vocabulary was embedded by another encoder or has fewer
-            than `top_k` concepts.
+            than `top_k` concepts, or packages are not installed.
         DataError: more samples than `data.reject_threshold` allows are damaged, or there are none.
         StorageError: the disk is full.
     """
@@ -74,7 +75,7 @@ class _Concepts:
 
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         """All ranks call it."""
-        self._recipe, self._concepts, self._ranks = recipe.data, recipe.concepts, ranks
+        self._data, self._concepts, self._ranks = recipe.data, recipe.concepts, ranks
         self._corpus = CorpusReader(recipe.data.corpus, recipe.data.shards)
         self._vocabulary = Vocabulary.open(self._concepts.vocabulary)
         self._encoder = load_encoder(self._concepts, ranks) if self._concepts.match == "embedding" else None
@@ -96,6 +97,7 @@ class _Concepts:
         if not self._start[-1]:
             raise DataError(f"{self._corpus.index.path} holds no samples")
         if encoder is None:
+            need_packages("concepts.match=substring", "ahocorasick_rs")
             return
         if vocabulary.encoder != encoder.fingerprint:
             raise InputError(
@@ -143,7 +145,7 @@ class _Concepts:
             self._concepts.encoder_batch * READ_BATCHES,
             hashes=self._concepts.image_hashes,
             keep_images=self._encoder is not None and self._encoder.kind == "clip",
-            threads=self._recipe.workers,
+            threads=self._data.workers,
         )
         matcher = self._matcher()
         hashes: list[int] = []
@@ -196,7 +198,7 @@ class _Concepts:
         Raises:
             DataError: naming the first.
         """
-        rows, threshold = self._start[-1], self._recipe.reject_threshold
+        rows, threshold = self._start[-1], self._data.reject_threshold
         if damaged > threshold * rows:
             raise DataError(
                 f"{self._corpus.index.path}: at least {damaged} of {rows} samples are damaged ({damaged / rows:.1%}, "
@@ -224,11 +226,19 @@ class _Concepts:
 
 
 def _line(output: Path, summary: dict[str, Any]) -> str:
+    damage = f" ({summary['damage'][0]})" if summary["damage"] else ""
     return (
         f"concepts {output}: {summary['samples']:,} samples with {summary['matches']:,} matches of "
         f"{summary['concepts_found']:,} of {summary['concepts']:,} concepts, {summary['without']:,} without any, "
-        f"{summary['damaged']:,} damaged"
+        f"{summary['damaged']:,} damaged{damage}{_search_note(summary['search'])}"
     )
+
+
+def _search_note(search: dict[str, Any] | None) -> str:
+    if search is None:
+        return ""
+    note = f"; search by {search['first_pass']}, exact scores for {search['scored_fraction']:.2%} of the pairs"
+    return note + (f", recall {search['recall']:.4f}" if search["recall"] is not None else "")
 
 
 def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:

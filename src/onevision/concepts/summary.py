@@ -33,7 +33,8 @@ def summarise(known: list[dict[str, Any]]) -> dict[str, Any]:
 
     samples, matches (of all), without (samples that have none), by_matches (how many samples have 0, 1, … concepts),
     damaged, damage (the first ones), hashes, hashes_nothing (that tell nothing), search (the counts of `SearchStats`,
-    with the scored fraction and the recall; None in substring mode), seconds (of all ranks, by kind of work).
+    with the scored fraction and the recall; None in substring mode), seconds (of all ranks, by kind of work),
+    embedded_per_second (of one rank; None in substring mode).
     """
     by_matches = np.zeros(max(len(facts["by_matches"]) for facts in known), np.int64)
     seconds: dict[str, float] = {}
@@ -41,8 +42,9 @@ def summarise(known: list[dict[str, Any]]) -> dict[str, Any]:
         by_matches[: len(facts["by_matches"])] += facts["by_matches"]
         for name, value in facts["seconds"].items():
             seconds[name] = seconds.get(name, 0.0) + value
+    samples = int(by_matches.sum())
     return {
-        "samples": int(by_matches.sum()),
+        "samples": samples,
         "matches": int(by_matches @ np.arange(len(by_matches))),
         "without": int(by_matches[0]),
         "by_matches": by_matches.tolist(),
@@ -50,6 +52,7 @@ def summarise(known: list[dict[str, Any]]) -> dict[str, Any]:
         "damage": [line for facts in known for line in facts["damage"]][:NAMED],
         "search": _search([facts["search"] for facts in known]),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "embedded_per_second": round(samples / seconds["encode"], 1) if seconds.get("encode") else None,
     }
 
 
