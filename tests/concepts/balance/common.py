@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onevision.concepts.balance.selection import Candidates
-from onevision.concepts.index import ConceptPart, part_file, write_concept_part, write_master
+from onevision.concepts.index import ConceptPart, write_concept_part, write_master
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.ranks import Ranks
@@ -56,7 +56,6 @@ def write_index(folder: Path, parts: Sequence[ConceptPart], corpus: str, concept
     folder.mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(parts):
         write_concept_part(folder, k, part)
-        assert (folder / part_file(k)).exists()
     embedding = parts[0].embedding
     attributes = {
         "concepts": concepts,

@@ -99,19 +99,23 @@ def test_killed_ranks_leave_what_a_rerun_goes_on_with(recipe: Path, alone: Path,
 @pytest.mark.slow
 def test_one_rank_that_is_killed_takes_nothing_along(recipe: Path, alone: Path, tmp_path: Path) -> None:
     """SIGKILL of the second rank alone; mpiexec ends the first."""
-    output, work = tmp_path / "balanced", tmp_path / ".balanced.parts"
-    program = f"import os; print(os.getpid(), flush=True)\n{PROGRAM}"
-    line = [program if part == PROGRAM else part for part in command(recipe, output, 2)]
-    job = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
+    output, work, place = tmp_path / "balanced", tmp_path / ".balanced.parts", tmp_path / "second"
+    tell = f"""
+import os
+from pathlib import Path
+from onevision.ranks import find_ranks
+if find_ranks().rank == 1:
+    Path({str(place)!r}).write_text(str(os.getpid()))
+"""
+    line = [tell + part if part == PROGRAM else part for part in command(recipe, output, 2)]
+    job = subprocess.Popen(line, start_new_session=True)
     try:
-        pids = [int(job.stdout.readline()) for _ in range(2)]
         end = time.monotonic() + 120
         while len(list(work.glob("part-*.json"))) < 5 and job.poll() is None:
             assert time.monotonic() < end
             time.sleep(0.0005)
-        os.kill(pids[1], signal.SIGKILL)
-        job.communicate(timeout=60)
+        os.kill(int(place.read_text()), signal.SIGKILL)
+        job.wait(60)
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
