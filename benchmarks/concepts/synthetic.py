@@ -67,8 +67,8 @@ def write_index(folder: Path, sizes: Sequence[int], kind: str, corpus: str = "sy
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, range(len(sizes))))
-    attributes = {"concepts": CONCEPTS, "dimension": 0, "top_k": TOP_K, "image_hashes": 0, "match": "substring"}
-    names = {"search": "exact", "corpus": corpus, "vocabulary": "synthetic", "encoder": ""}
+    attributes = {"concepts": CONCEPTS, "dimension": 0, "top_k": TOP_K, "min_score": -1.0, "image_hashes": 0}
+    names = {"match": "substring", "search": "exact", "corpus": corpus, "vocabulary": "synthetic", "encoder": ""}
     write_master(folder, len(sizes), {**attributes, **names})
 
 

@@ -87,6 +87,7 @@ class ConceptRecipe:
     index: str = ""  # output of the concepts step: concepts.h5
     match: str = "embedding"  # embedding: the nearest top_k; substring: the concepts that a caption names
     top_k: int = 10  # concepts a sample
+    min_score: float = -1.0  # cosine below which even a nearest concept is not the sample's
     search: str = "exact"  # exact, approximate (IVF with 8-bit vectors, which measures its recall)
     image_hashes: bool = True  # perceptual hashes, for which every image is decoded at a small size
     samples: int = 0  # that are drawn; 0: all that are no duplicates, with metaclip those that their coins keep
@@ -381,6 +382,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         value = _value(recipe, key)
         if not value >= minimum:  # also refuses NaN
             problems.append(f"{key}={value} must be at least {minimum}")
+    if not -1 <= recipe.concepts.min_score <= 1:
+        problems.append(f"concepts.min_score={recipe.concepts.min_score} is not between -1 and 1")
     for name in recipe.model.freeze:
         if name not in MODULES:
             problems.append(f"model.freeze: {name!r} is not one of {', '.join(MODULES)}")

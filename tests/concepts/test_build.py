@@ -57,6 +57,17 @@ def test_the_nearest_concepts_are_those_of_a_plain_search(recipe: Recipe, neares
     assert np.array_equal(index.count, np.bincount(np.asarray(index.concept), minlength=len(NAMES)))
 
 
+def test_concepts_below_the_least_score_are_left_out(recipe: Recipe, nearest: Path, tmp_path: Path) -> None:
+    build_concepts(change(recipe, min_score=0.5), tmp_path / "near")
+    every, near = ConceptIndex.open(nearest), ConceptIndex.open(tmp_path / "near")
+    kept = np.asarray(every.score) >= 0.5
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(np.asarray(near.concept), np.asarray(every.concept)[kept])
+    assert np.array_equal(np.asarray(near.score), np.asarray(every.score)[kept])
+    assert np.array_equal(np.asarray(near.matches), kept.reshape(SAMPLES, 3).sum(axis=1))
+    assert near.min_score == 0.5
+
+
 def test_a_person_finds_them_right(nearest: Path) -> None:
     found = concepts_of(ConceptIndex.open(nearest))
     assert [names[0] for names in found[:3]] == ["red apple", "sea lion", "lion"]

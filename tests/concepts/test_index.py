@@ -12,10 +12,11 @@ import pytest
 from onevision.concepts.index import FILE, ConceptIndex, ConceptPart, part_file, write_concept_part, write_master
 from onevision.errors import DataError, InputError
 
-ATTRIBUTES: dict[str, str | int] = {
+ATTRIBUTES: dict[str, str | int | float] = {
     "concepts": 6,
     "dimension": 4,
     "top_k": 2,
+    "min_score": 0.0,
     "image_hashes": 1,
     "match": "embedding",
     "search": "exact",
@@ -92,7 +93,7 @@ def test_the_fingerprint_is_of_all_columns_and_attributes(tmp_path: Path) -> Non
         replace(PART, embedding=PART.embedding[::-1]),  # type: ignore[index]
     ]
     known |= {write(tmp_path, part, OTHER).fingerprint for part in others}
-    attributes = [{**ATTRIBUTES, name: 7 if isinstance(value, int) else "x"} for name, value in ATTRIBUTES.items()]
+    attributes = [{**ATTRIBUTES, name: "x" if isinstance(value, str) else 7} for name, value in ATTRIBUTES.items()]
     known |= {write(tmp_path, PART, OTHER, attributes=values).fingerprint for values in attributes}
     assert len(known) == 1 + len(others) + len(attributes)
 

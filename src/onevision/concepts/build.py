@@ -47,10 +47,10 @@ def build_concepts(
     """Find the concepts of all samples of `data.corpus` in `concepts.vocabulary`; nothing is done when the folder
     `output` already holds the same.
 
-    With concepts.match=embedding these are the `top_k` nearest to what the encoder makes of a sample; one that it has
-    nothing of (no caption, no image) has none. With match=substring they are those that the caption names, and nothing
-    is encoded. A sample whose bytes are not those that were written, or of which an image is decoded and cannot be,
-    keeps its row, without concepts. `report` gets one line about the result, on rank 0.
+    With concepts.match=embedding these are the `top_k` nearest to what the encoder makes of a sample, without those
+    below `min_score`; one that it has nothing of (no caption, no image) has none. With match=substring they are those
+    that the caption names, and nothing is encoded. A sample whose bytes are not those that were written, or of which an
+    image is decoded and cannot be, keeps its row, without concepts. `report` gets one line about the result, on rank 0.
 
     Raises:
         InputError: the corpus or the vocabulary is missing, the vocabulary was embedded by another encoder or has fewer
@@ -110,12 +110,13 @@ class _Concepts:
                 f"concepts.top_k={concepts.top_k}: {vocabulary.path} has {len(vocabulary)} concepts; choose 1 to {most}"
             )
 
-    def _index_attributes(self) -> dict[str, str | int]:
+    def _index_attributes(self) -> dict[str, str | int | float]:
         concepts, encoder = self._concepts, self._encoder
         return {
             "concepts": len(self._vocabulary),
             "dimension": self._vocabulary.dimension if encoder else 0,
             "top_k": concepts.top_k if encoder else 0,
+            "min_score": concepts.min_score if encoder else -1.0,
             "match": concepts.match,
             "search": concepts.search if encoder else "",
             "image_hashes": int(concepts.image_hashes),
@@ -135,7 +136,7 @@ class _Concepts:
     def _matcher(self) -> Matcher:
         if self._encoder is None:
             return NamedConcepts(self._finder)
-        return NearestConcepts(self._encoder, self._search, self._concepts.top_k)
+        return NearestConcepts(self._encoder, self._search, self._concepts.top_k, self._concepts.min_score)
 
     def build(self, folder: Path, k: int) -> dict[str, Any]:
         """Write part k; returns what the summary needs to know of it."""

@@ -11,7 +11,7 @@ N samples in the order of the corpus, C concepts of the vocabulary, embeddings o
     /count     i8 [C]                   samples that have a concept
     /parts/    the part files: onevision.corpus.hdf5
     attributes format_version, samples, concepts, dimension (0 without embeddings), top_k (0: any number of concepts),
-               match, search, image_hashes (0 or 1): how it was made,
+               min_score, match, search, image_hashes (0 or 1): how it was made,
                corpus, vocabulary, encoder (fingerprints; encoder is "" where nothing was encoded),
                fingerprint: of all of this
 
@@ -91,6 +91,7 @@ class ConceptIndex:
     concepts: int
     dimension: int
     top_k: int
+    min_score: float
     image_hashes: int
     match: str
     search: str
@@ -142,6 +143,7 @@ class ConceptIndex:
                 values |= {_field(name): column for name, column in shown.items()}
                 values |= {name: str(file.attrs[name]) for name in STRINGS}
                 values |= {name: int(file.attrs[name]) for name in NUMBERS}
+                values["min_score"] = float(file.attrs["min_score"])
         except DataError as error:
             raise DataError(f"{error}: {AGAIN}") from None
         except (OSError, KeyError, ValueError) as error:
@@ -175,7 +177,7 @@ def write_concept_part(folder: Path, k: int, part: ConceptPart) -> None:
     hdf5.write_part(folder / part_file(k), typed, attributes)
 
 
-def write_master(folder: Path, parts: int, attributes: Mapping[str, str | int]) -> None:
+def write_master(folder: Path, parts: int, attributes: Mapping[str, str | int | float]) -> None:
     """Write `concepts.h5` over the part files of a folder.
 
     `attributes` are those of the file, but for format_version, samples and fingerprint, which follow from the parts.

@@ -48,10 +48,12 @@ class Matcher(Protocol):
 
 
 class NearestConcepts:
-    """The `top_k` nearest concepts of a sample's embedding, which is rounded to 16 bits first: as it is stored."""
+    """The `top_k` nearest concepts of a sample's embedding, which is rounded to 16 bits first: as it is stored. Those
+    with a score below `min_score` are left out.
+    """
 
-    def __init__(self, encoder: Encoder, search: ConceptSearch, top_k: int) -> None:
-        self._encoder, self._search, self._top_k = encoder, search, top_k
+    def __init__(self, encoder: Encoder, search: ConceptSearch, top_k: int, min_score: float) -> None:
+        self._encoder, self._search, self._top_k, self._min_score = encoder, search, top_k, min_score
         self._embeddings = [np.empty((0, encoder.dimension), np.float16)]
         self._seconds = 0.0
 
@@ -69,16 +71,17 @@ class NearestConcepts:
         start, before = time.monotonic(), self._search.stats
         embedding = np.concatenate(self._embeddings)
         known = np.flatnonzero(embedding.any(axis=1))
-        matches = np.zeros(len(embedding), np.uint16)
-        matches[known] = self._top_k
         concept = np.empty((len(known), self._top_k), np.int32)
         score = np.empty((len(known), self._top_k), np.float32)
         for first in range(0, len(known), SEARCHED):
             part = slice(first, first + SEARCHED)
             concept[part], score[part] = self._search.top(embedding[known[part]].astype(np.float32), self._top_k)
+        near = score >= self._min_score
+        matches = np.zeros(len(embedding), np.uint16)
+        matches[known] = near.sum(axis=1)
         seconds = {"encode": self._seconds, "search": time.monotonic() - start}
         stats = _since(before, self._search.stats)
-        return Matches(matches, concept.ravel(), score.ravel(), embedding, seconds, stats)
+        return Matches(matches, concept[near], score[near], embedding, seconds, stats)
 
     def _embed(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         records = [sample.record for sample in samples if sample.record is not None]

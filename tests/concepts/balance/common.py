@@ -61,6 +61,7 @@ def write_index(folder: Path, parts: Sequence[ConceptPart], corpus: str, concept
         "concepts": concepts,
         "dimension": 0 if embedding is None else embedding.shape[1],
         "top_k": 4,
+        "min_score": 0.0,
         "image_hashes": int(any(len(part.image_hash) for part in parts)),
         "match": "substring" if embedding is None else "embedding",
         "search": "exact",
