@@ -1,8 +1,9 @@
 """Concept names from the data files of WordNet (data.noun, data.verb, data.adj, data.adv; the format is wndb(5WN)).
 
 A synset gives one name, as MetaCLIP takes it: its first word, with blanks for underscores. The other words of a synset
-mean the same, but a caption may use one of them ("donkey" stands in the synset of "domestic ass"), and an encoder
-that judges by spelling then finds the wrong concept: a synset may also give all its words. Debian's package wordnet-base has the files in /usr/share/wordnet.
+mean the same, but a caption may use one of them ("donkey" stands in the synset of "domestic ass"), and an encoder that
+judges by spelling then finds the wrong concept: a synset may also give all its words. Debian's package wordnet-base has
+the files in /usr/share/wordnet.
 """
 
 from __future__ import annotations
