@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
         _title(f"{number}/6 {recipe.name}: {recipe.train.steps} steps")
         train_stage(recipe, processes=1)
     _title("6/6 held-out questions, export, report")
-    summary = launch("report", make_report, stages[-1], root, log_folder=root / "log")
+    summary = launch("report", make_report, stages, root, log_folder=root / "log")
 
     _show(summary)
     print(f"demo finished in {duration(time.monotonic() - began)}: open {root / 'report.html'}")
@@ -99,15 +99,18 @@ def make_before(recipe: Recipe) -> None:
     evaluate(recipe, recipe.output, Path(recipe.output).parent / "before")
 
 
-def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
-    """The answers after training, the export, the summary and the report."""
+def make_report(stages: Sequence[Recipe], root: Path) -> dict[str, Any]:
+    """The answers after training, the export, the summary and the reports."""
     quiet()
     from onevision.convert.exporting import export
     from onevision.evaluation.accuracy import evaluate
+    from onevision.report.concept_facts import read_concept_facts
+    from onevision.report.concept_page import write_page
     from onevision.report.picture import write_picture
     from onevision.report.report import write_report
     from onevision.report.summary import PipelineFolders, write_summary
 
+    recipe = stages[-1]
     evaluate(recipe, recipe.output, root / "after")
     export(recipe.output, recipe.data, root / "export")
     folders = PipelineFolders(
@@ -120,6 +123,9 @@ def make_report(recipe: Recipe, root: Path) -> dict[str, Any]:
         before=root / "before",
         after=root / "after",
     )
+    for stage in stages:
+        if stage.data.balanced:
+            write_page(read_concept_facts(stage))
     summary = write_summary(folders)
     write_report(folders, root / "report.html")
     write_picture(folders, root / "report.png")

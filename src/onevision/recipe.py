@@ -73,6 +73,7 @@ class ConceptRecipe:
     vocabulary: str = ""  # output of the vocabulary step: vocabulary.h5, concepts.txt
     wordnet: str = ""  # folder of WordNet's data files (data.noun, …); empty: none
     wordnet_under: list[str] = field(default_factory=list)  # only what lies under these ("physical_entity"); empty: all
+    wordnet_words: str = "first"  # which words of a synset are names: first, as MetaCLIP's are, or all
     words: str = ""  # file of words, "word<TAB>count" a line; "corpus" counts those of the captions of data.corpus
     bigrams: str = ""  # file of bigrams, "two words<TAB>count[<TAB>PMI]" a line; "corpus" as for words
     titles: str = ""  # file of titles, "title<TAB>views a day" a line
@@ -187,6 +188,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.filters": ("auto", "on", "off"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
+    "concepts.wordnet_words": ("first", "all"),
     "concepts.encoder": ("text", "clip"),
     "concepts.match": ("embedding", "substring"),
     "concepts.search": ("exact", "approximate"),

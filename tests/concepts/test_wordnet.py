@@ -48,6 +48,13 @@ def test_a_synset_gives_its_first_word(tmp_path: Path) -> None:
     assert len(nile.words) == 11 and nile.below == () and nile.gloss == "a river in Africa"
 
 
+def test_all_words_of_a_synset(tmp_path: Path) -> None:
+    write_wordnet(tmp_path)
+    first, every = (list(wordnet_names(tmp_path, words=words)) for words in ("first", "all"))
+    assert every == [word for name in FILES for synset in read_synsets(tmp_path / name) for word in synset.words]
+    assert len(every) > len(first)
+
+
 def test_what_lies_under_a_synset(tmp_path: Path) -> None:
     write_wordnet(tmp_path)
     physical = ["physical entity", "river", "dog", "Nile", "guide dog"]

@@ -20,7 +20,8 @@ from onevision.report.dealing import measure_dealings
 from onevision.report.pack_content import above_bound, fill_percent, left_out, paddings, token_tables
 from onevision.report.pack_facts import BATCHES, PackFacts, read_pack_facts
 from onevision.report.pack_page import write_page
-from onevision.report.pack_text import BAR, bar, bins, print_report
+from onevision.report.pack_text import print_report
+from onevision.report.text import BAR, bar, bins
 from tests.report.packs import BATCH, build_packed
 from tests.report.page import Page
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from onevision.corpus.reader import CorpusReader
-from onevision.report.examples import SHOWN, choose, example_groups, picture
+from onevision.report.examples import SHOWN, choose, example_groups
 from onevision.report.picture import write_picture
 from onevision.report.report import render, write_report
 from onevision.report.results import PipelineFolders, read_results
 from onevision.report.summary import summarise
 from onevision.report.tables import languages, licences, lineage, wilson
+from onevision.report.thumbnails import picture
 from tests.fixtures import image_bytes
 from tests.report.page import Page
 from tests.report.pipeline import write_stage

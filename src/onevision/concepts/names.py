@@ -90,7 +90,8 @@ class _Reading:
 
     def wordnet(self) -> Iterator[tuple[str, int]]:
         """The synsets."""
-        for name in wordnet_names(self.concepts.wordnet, self.concepts.wordnet_under):
+        concepts = self.concepts
+        for name in wordnet_names(concepts.wordnet, concepts.wordnet_under, concepts.wordnet_words):
             yield normalised(name), 0
 
     def words(self) -> Iterator[tuple[str, int]]:

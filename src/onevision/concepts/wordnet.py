@@ -1,7 +1,9 @@
 """Concept names from the data files of WordNet (data.noun, data.verb, data.adj, data.adv; the format is wndb(5WN)).
 
-As MetaCLIP does, a synset gives one name: its first word, with blanks for underscores. The other words of a synset mean
-the same. Debian's package wordnet-base has the files in /usr/share/wordnet.
+A synset gives one name, as MetaCLIP takes it: its first word, with blanks for underscores. The other words of a synset
+mean the same, but a caption may use one of them ("donkey" stands in the synset of "domestic ass"), and an encoder that
+judges by spelling then finds the wrong concept: a synset may also give all its words. Debian's package wordnet-base has
+the files in /usr/share/wordnet.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ class Synset:
     gloss: str
 
 
-def wordnet_names(folder: str | Path, under: Sequence[str] = ()) -> Iterator[str]:
-    """The names of the synsets of a WordNet folder, in the order of `FILES` and of each file; names may repeat.
+def wordnet_names(folder: str | Path, under: Sequence[str] = (), words: str = "first") -> Iterator[str]:
+    """The names of the synsets of a WordNet folder, in the order of `FILES` and of each file; names may repeat. `words`
+    says which words of a synset are names: first, or all.
 
     With `under` only nouns are given: the synsets of these words, and all that lies below them. A word stands for the
     synset in which it is; where it is in several, the eight digits of one are to be given instead.
@@ -40,14 +43,17 @@ def wordnet_names(folder: str | Path, under: Sequence[str] = ()) -> Iterator[str
         DataError: a file is malformed: names the line.
     """
     folder = Path(folder)
+    many = slice(1 if words == "first" else None)
     if not under:
         for name in FILES:
             for synset in read_synsets(folder / name):
-                yield synset.words[0]
+                yield from synset.words[many]
         return
     nouns = {synset.number: synset for synset in read_synsets(folder / FILES[0])}
     wanted = _all_below(folder / FILES[0], nouns, [_named(folder / FILES[0], nouns, name) for name in under])
-    yield from (synset.words[0] for number, synset in nouns.items() if number in wanted)
+    for number, synset in nouns.items():
+        if number in wanted:
+            yield from synset.words[many]
 
 
 def read_synsets(path: Path) -> Iterator[Synset]:

@@ -143,6 +143,62 @@ def histogram(counted: dict[str, list[float]], form: str, *, trim: bool = False)
     return Histogram(bars, axis(edges[0], edges[-1], form, count=5, whole=True).ticks, highest)
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A histogram `{edges, counts}` of `unit`, and how to read it; `form` formats an edge."""
+
+    title: str
+    unit: str
+    counted: dict[str, list[float]]
+    form: str
+    hint: str
+    trim: bool = True  # leave out what is empty at both ends
+
+
+def drawn(charts: Sequence[Chart]) -> list[tuple[Chart, Histogram]]:
+    """Charts with their bars."""
+    return [(chart, histogram(chart.counted, chart.form, trim=chart.trim)) for chart in charts]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many of `unit` are in each bin, for several `names`; bins are in the order of their values."""
+
+    title: str
+    unit: str
+    hint: str
+    names: tuple[str, ...]
+    lows: list[str]  # the lower edge of each bin
+    labels: list[str]  # the bin as it is read
+    counts: list[tuple[int, ...]]  # of each bin: one for each name
+    log: bool = False  # bars as high as the logarithm of 1 + the count
+
+
+@dataclass(frozen=True)
+class GroupedBars:
+    """The bars of a comparison, those of a bin together, and marks at lower edges of bins."""
+
+    groups: list[list[Bar]]
+    ticks: list[Tick]
+    highest: int
+
+
+def grouped(shown: Comparison, marks: int = 8) -> GroupedBars:
+    """The bars of a comparison, with about `marks` marks."""
+    highest = max((max(counts) for counts in shown.counts), default=0) or 1
+    height = math.log1p if shown.log else float
+    groups = [
+        [
+            Bar(round(100 * height(n) / height(highest), 2), n, f"{label}, {name}")
+            for n, name in zip(counts, shown.names, strict=True)
+        ]
+        for label, counts in zip(shown.labels, shown.counts, strict=True)
+    ]
+    step = -(-len(groups) // marks) or 1
+    ticks = [Tick(round(100 * k / len(groups), 2), shown.lows[k]) for k in range(0, len(groups), step)]
+    return GroupedBars(groups, ticks, highest)
+
+
 def _place(values: np.ndarray, low: float, high: float, log: bool) -> np.ndarray:
     if log:
         values, low, high = np.log(np.maximum(values, low)), math.log(low), math.log(high)

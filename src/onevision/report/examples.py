@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onevision.corpus.reader import CorpusReader
-from onevision.data.image import ImageError, decode_image, image_header
 from onevision.report.results import Evaluation, Results
+from onevision.report.thumbnails import Picture, cut, picture
 
 SHOWN = 6  # examples a category, fewer when there are many categories
 ALL_SHOWN = 60
-INLINE_BYTES = 24 << 10  # a larger image is shown as a smaller copy
-INLINE_SIDE = 280  # pixels
-BROWSER_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "gif": "image/gif"}
-TEXT_LIMIT = 280  # characters
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as a data URI, and its size in pixels in the corpus."""
-
-    uri: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -92,22 +77,6 @@ def choose(answers: Sequence[dict[str, Any]], images: Sequence[int], count: int)
     ]
 
 
-def picture(data: bytes) -> Picture | None:
-    """An image for an HTML page, the file as it is where a browser shows it; None when it cannot be decoded."""
-    try:
-        header = image_header(data)
-        kind = BROWSER_TYPES.get(header.suffix)
-        if kind is None or len(data) > INLINE_BYTES:
-            image = decode_image(data)
-            image.thumbnail((INLINE_SIDE, INLINE_SIDE))
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=85)
-            data, kind = buffer.getvalue(), "image/jpeg"
-    except ImageError:
-        return None
-    return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", header.width, header.height)
-
-
 def _varied(
     candidates: list[int], count: int, answers: Sequence[dict[str, Any]], images: Sequence[int]
 ) -> list[int]:
@@ -155,7 +124,7 @@ def _example(answer: dict[str, Any], corpus: CorpusReader | None, output_before:
         used = sum(part.type == "image" for message in asked for part in message.content)
         pictures = [shown for image in record.images[:used] if (shown := picture(image))]
         earlier = [
-            (_cut(user.text.strip()), _cut(reply)) for user, reply in zip(asked[:-1], replies, strict=False)
+            (cut(user.text.strip()), cut(reply)) for user, reply in zip(asked[:-1], replies, strict=False)
         ]
     return Example(
         id=answer["id"],
@@ -164,13 +133,9 @@ def _example(answer: dict[str, Any], corpus: CorpusReader | None, output_before:
         turns=turns,
         pictures=pictures,
         earlier=earlier,
-        question=_cut(answer["text"]),
-        answer=_cut(answer["answer"]),
-        output=_cut(answer["output"]),
-        output_before=None if output_before is None else _cut(output_before, 60),
+        question=cut(answer["text"]),
+        answer=cut(answer["answer"]),
+        output=cut(answer["output"]),
+        output_before=None if output_before is None else cut(output_before, 60),
         correct=answer["correct"],
     )
-
-
-def _cut(text: str, limit: int = TEXT_LIMIT) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

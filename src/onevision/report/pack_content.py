@@ -8,7 +8,7 @@ from typing import Any
 
 from onevision.data.schedule import PATCH_COST
 from onevision.progress import duration
-from onevision.report.charts import in_percent, percent
+from onevision.report.charts import Chart, in_percent, percent
 from onevision.report.dealing import Dealing
 from onevision.report.pack_facts import PackFacts
 from onevision.report.page import Card
@@ -20,18 +20,6 @@ BOUNDS = {
     "max_patches": "more patches than data.max_patches",
     "max_attention_cost": "more attention cost than data.max_attention_cost",
 }
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A histogram `{edges, counts}` of `unit`, and how to read it; `form` formats an edge."""
-
-    title: str
-    unit: str
-    counted: dict[str, list[float]]
-    form: str
-    hint: str
-    trim: bool = True  # leave out what is empty at both ends
 
 
 @dataclass(frozen=True)

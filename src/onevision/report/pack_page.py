@@ -6,8 +6,7 @@ from pathlib import Path
 
 from onevision.files import write_text
 from onevision.report import pack_content as content
-from onevision.report.charts import Histogram, histogram
-from onevision.report.pack_content import Chart
+from onevision.report.charts import drawn
 from onevision.report.pack_facts import PackFacts
 from onevision.report.page import page
 
@@ -26,7 +25,7 @@ def write_page(facts: PackFacts) -> Path:
 def render(facts: PackFacts) -> str:
     """The page as HTML."""
     ranks, dealings = content.dealing_table(facts)
-    [(length_chart, length_bars)] = _drawn([content.length_chart(facts)])
+    [(length_chart, length_bars)] = drawn([content.length_chart(facts)])
     context = {
         "facts": facts,
         "summary": facts.summary,
@@ -35,10 +34,10 @@ def render(facts: PackFacts) -> str:
         "above_bound": content.above_bound(facts),
         "fill_percent": content.fill_percent,
         "cards": content.cards(facts),
-        "fill_charts": _drawn(content.fill_charts(facts)),
+        "fill_charts": drawn(content.fill_charts(facts)),
         "length_chart": length_chart,
         "length_bars": length_bars,
-        "cost_charts": _drawn(content.cost_charts(facts)),
+        "cost_charts": drawn(content.cost_charts(facts)),
         "padding_hint": content.PADDING_HINT,
         "paddings": content.paddings(facts),
         "cost_rows": content.cost_rows(facts),
@@ -52,7 +51,3 @@ def render(facts: PackFacts) -> str:
         "left_out": content.left_out(facts),
     }
     return page("packs.html", context)
-
-
-def _drawn(charts: list[Chart]) -> list[tuple[Chart, Histogram]]:
-    return [(chart, histogram(chart.counted, chart.form, trim=chart.trim)) for chart in charts]

@@ -1,4 +1,4 @@
-"""What all pages share: the template environment, the style, headline figures."""
+"""What all pages share: the template environment, the style, headline figures, lineage."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ class Card:
     name: str
     value: str
     note: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A step: its folder, the digest of what it left, what it was made from, and how long it took."""
+
+    step: str
+    folder: str
+    fingerprint: str
+    made_from: str
+    seconds: str
 
 
 def page(template: str, context: dict[str, Any]) -> str:

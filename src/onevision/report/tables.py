@@ -12,6 +12,7 @@ import numpy as np
 
 from onevision.progress import duration
 from onevision.report.curves import stage_title
+from onevision.report.page import Lineage
 from onevision.report.results import Evaluation, Results
 
 SOURCES_SHOWN = 12  # names a licence
@@ -38,17 +39,6 @@ class Licence:
     samples: int
     sources: list[str]
     more: int
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """A step: its folder, the digest of what it left, what it was made from, and how long it took."""
-
-    step: str
-    folder: str
-    fingerprint: str
-    made_from: str
-    seconds: str
 
 
 def accuracies(categories: dict[str, dict[str, Any]]) -> list[Accuracy]:

@@ -74,7 +74,7 @@ class BalanceIndex:
         """
         path = Path(folder) / FILE
         if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make balance`, or set concepts.balanced to its folder")
+            raise InputError(f"{path} does not exist: run `make balance`, or set data.balanced to its folder")
         try:
             with h5py.File(path, "r") as file:
                 version = file.attrs["format_version"]
