@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from onevision.errors import InputError
 from onevision.recipe import (
+    CHOICES,
     MixtureEntry,
     Recipe,
     known_keys,
@@ -165,3 +167,11 @@ def test_layout(overrides: list[str], ranks: int, line: str | None) -> None:
     problems = layout_problems(load_recipe(RECIPES / "8b" / "stage1.yaml", overrides), ranks)
     assert len(problems) == (line is not None)
     assert line is None or line in problems[0]
+
+
+def test_every_choice_can_be_written_in_yaml_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: choices\n", encoding="utf-8")
+    for key, choices in CHOICES.items():
+        for choice in choices:
+            recipe = load_recipe(tmp_path / "recipe.yaml", [f"{key}={choice}"])  # on, off, yes and no are booleans
+            assert reduce(getattr, key.split("."), recipe) == choice

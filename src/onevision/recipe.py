@@ -53,7 +53,7 @@ class DataRecipe:
     shard_samples: int = 10_000  # samples a tar shard
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     verify_images: bool = False  # decode every image once on import, not only its header
-    filters: str = "auto"  # of captions: on, off; auto: on for parquet and webdataset (onevision.corpus.filters)
+    filters: str = "auto"  # of captions: all, none; auto: all for parquet and webdataset (onevision.corpus.filters)
     min_caption: int = 50  # characters
     max_caption: int = 3500  # characters
     reject_threshold: float = 0.01  # share of rejected records, or of damaged samples read, above which a step fails
@@ -185,7 +185,7 @@ class Recipe:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.format": ("records", "parquet", "webdataset", "llava-json"),
-    "data.filters": ("auto", "on", "off"),
+    "data.filters": ("auto", "all", "none"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
     "concepts.wordnet_words": ("first", "all"),

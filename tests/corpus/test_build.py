@@ -73,7 +73,7 @@ def test_an_unchanged_step_is_skipped(tmp_path: Path, data: DataRecipe) -> None:
 
 
 @pytest.mark.parametrize("change,same", [
-    ({"min_pixels": 6272}, False), ({"max_pixels": 100_000}, False), ({"filters": "on"}, True),
+    ({"min_pixels": 6272}, False), ({"max_pixels": 100_000}, False), ({"filters": "all"}, True),
     ({"verify_images": True}, True), ({"shard_samples": 6}, True),
 ])  # fmt: skip
 def test_changed_settings_build_again(tmp_path: Path, data: DataRecipe, change: dict[str, Any], same: bool) -> None:

@@ -56,7 +56,7 @@ def test_only_captions_have_a_length() -> None:
 @pytest.mark.parametrize(
     ("format", "filters", "expected"),
     [("records", "auto", False), ("llava-json", "auto", False), ("parquet", "auto", True), ("webdataset", "auto", True),
-     ("records", "on", True), ("parquet", "off", False)],
+     ("records", "all", True), ("parquet", "none", False)],
 )  # fmt: skip
 def test_when_filters_apply(format: str, filters: str, expected: bool) -> None:
     assert filtered(DataRecipe(format=format, filters=filters)) == expected
@@ -81,7 +81,7 @@ def check(image: bytes, data: DataRecipe) -> str:
 def test_black_images(format: str, size: tuple[int, int]) -> None:
     image = black(format, size)
     assert check(image, replace(DATA, verify_images=True)) == "image_black"
-    assert check(image, replace(DATA, verify_images=True, filters="off")) == ""
+    assert check(image, replace(DATA, verify_images=True, filters="none")) == ""
     if size != (56, 56):  # where the header is not most of the file
         assert check(image, DATA) == "image_black"
 

@@ -174,5 +174,5 @@ def test_captions_are_filtered_by_default(data: DataRecipe) -> None:
     strict = build_corpus(data, data.corpus)
     rejects = pq.read_table(strict.folder / "rejects.parquet").to_pylist()
     assert set(strict.summary["rejects_by_reason"]) == {"caption_length"} and len(rejects) > 3
-    off = build_corpus(replace(data, filters="off"), data.corpus)
+    off = build_corpus(replace(data, filters="none"), data.corpus)
     assert off.summary["rejected"] == 0 and off.summary["samples"] == strict.summary["samples"] + len(rejects)

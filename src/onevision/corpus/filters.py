@@ -8,7 +8,7 @@
     length        a caption of fewer than `data.min_caption` or more than `data.max_caption`
                   characters; conversations may be of any length                              caption_length
 
-All but the first follow `data.filters`: "auto" is on for the formats of captions (parquet, webdataset), and off for
+All but the first follow `data.filters`: "auto" is "all" for the formats of captions (parquet, webdataset), "none" for
 records and llava-json, whose short answers and refusals are meant to be learned.
 """
 
@@ -37,7 +37,7 @@ _PHRASES = re.compile(r"([\u3400-\u9fff，。、！？；：]{1,20}?)\1{" + str(
 
 def filtered(data: DataRecipe) -> bool:
     """Whether the filters of captions apply."""
-    return data.filters == "on" or (data.filters == "auto" and data.format in CAPTION_FORMATS)
+    return data.filters == "all" or (data.filters == "auto" and data.format in CAPTION_FORMATS)
 
 
 def check_texts(record: Record, data: DataRecipe) -> None:
