@@ -30,7 +30,9 @@ def settings(facts: ConceptFacts) -> list[tuple[str, str]]:
         rows.append(("Templates", ", ".join(map(repr, facts.vocabulary.templates))))
     if index.encoder:
         rows.append(("Encoder", f"{index.encoder}, {index.dimension:,} values"))
-    rows.append(("Concepts of a sample", MATCHES[index.match].format(top_k=index.top_k, concepts=index.concepts)))
+    taken = MATCHES[index.match].format(top_k=index.top_k, concepts=index.concepts)
+    least = f", with a score of at least {index.min_score:g}" if index.min_score > -1 else ""
+    rows.append(("Concepts of a sample", taken + least))
     if summary["search"]:
         rows.append(("Search", _search(index.search, summary["search"])))
     if index.image_hashes:
