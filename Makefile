@@ -49,7 +49,7 @@ demo: $(READY)  ## the whole pipeline on this machine, ending in runs/demo/repor
 	@$(JOBS) demo $(ARGS)
 
 test: $(READY)  ## all tests
-	@.venv/bin/python -m pytest --durations=15 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 ##@ Data
 

@@ -13,6 +13,7 @@ from jobs.here import QUIET_THREADS
 
 os.environ.update(QUIET_THREADS)  # before torch is loaded; forked processes have it too
 
+TESTS = Path(__file__).parent
 SKIPPED = "skipped, and --no-skips allows that for gpu tests only: "
 
 
@@ -24,7 +25,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than some seconds; `make test-fast` leaves it out")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`make test` shares the folders of tests/ among two processes: what a folder's tests share is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.split("::")[0].split("/")[1]
+
+    return Folders(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The real Slurm goes first: it waits a good part of its time, and the other tests run beside it.
+    items.sort(key=lambda item: "slurm" not in item.path.relative_to(TESTS).parts)
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         for item in items:
             if item.get_closest_marker("gpu"):

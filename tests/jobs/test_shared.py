@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs.attempt import runs
 from jobs.shared import RankFailed, as_rank, by_mpiexec
 from onevision.errors import DataError
 from onevision.ranks import Ranks
@@ -47,6 +48,10 @@ def wait_for_ever(folder: Path, ranks: Ranks, report: Callable[[str], None] = pr
     (folder / str(os.getpid())).touch()
     while True:
         time.sleep(1)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and runs(psutil.Process(pid))
 
 
 def launch(folder: Path) -> Any:
@@ -84,7 +89,7 @@ def test_ranks_do_not_outlive_the_job(signum: int, tmp_path: Path) -> None:
         wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
         pids = [int(path.name) for path in tmp_path.iterdir()]
         job.signal(signum)
-        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 30)
+        wait_for(lambda: not any(map(alive, pids)))
         assert job.join() != 0
 
 
