@@ -55,7 +55,8 @@ def alive(pid: int) -> bool:
 
 
 def launch(folder: Path) -> Any:
-    """As a job on this machine does it."""
+    """As a job on this machine does it; a shell that starts the tests in the background has them ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return by_mpiexec(2, wait_for_ever, folder)
 
 
