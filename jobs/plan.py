@@ -14,14 +14,15 @@ from jobs.place import SETTINGS
 from onevision.errors import InputError
 from onevision.files import write_json
 from onevision.planning.hardware import GPUS, calibrated, find_gpu, with_figures
+from onevision.planning.packs import mean_of
 from onevision.planning.plan import make_plan, plan_dict
 from onevision.planning.published import SAMPLE_PATCHES, SAMPLE_TOKENS, check
 from onevision.planning.text import print_plan
 from onevision.planning.work import Packs
 from onevision.recipe import load_recipe
 
-_FIGURES = tuple(f"gpu.{name}" for name in GPUS["a800"].figures())
-_OWN = ("gpus", "gpu", "json", "calibration", "rows", "sample_tokens", "sample_patches", "pack_samples", *_FIGURES)
+_MEAN = ("sample_tokens", "sample_patches", "pack_samples")
+_OWN = ("gpus", "gpu", "json", "calibration", "rows", "packs", *_MEAN)
 _BATCH = "train.global_batch_size"
 
 
@@ -36,6 +37,7 @@ def run(arguments: list[str]) -> int:
       gpu.gemm=0.65, gpu.network=200, …        one figure, by its name in planning/hardware.py
       sample_tokens=753, sample_patches=2259   the mean sample
       pack_samples=10.9                        samples a pack; else packs are full
+      packs=data/packs                         the mean of these packs instead of the mean sample
       rows=15, json=FILE                       rows of the table; all of it as JSON
     """
     path, overrides, own = parse(arguments, "plan", "recipe file", _OWN)
@@ -45,16 +47,14 @@ def run(arguments: list[str]) -> int:
     gpus, rows = _whole(own, "gpus", 128), _whole(own, "rows", 15)
     default = find_gpu(own.get("gpu", "a800"))
     gpu = calibrated(default, Path(own["calibration"])) if own.get("calibration") else default
-    figures = {name.removeprefix("gpu."): _number(own, name, 0.0) for name in _FIGURES if name in own}
-    gpu = with_figures(gpu, figures, "given on the command line")
+    figures = dict(one.removeprefix("gpu.").split("=", 1) for one in overrides if one.startswith("gpu."))
+    gpu = with_figures(gpu, {name: _number(figures, name) for name in figures}, "given as gpu.NAME")
+    overrides = [one for one in overrides if not one.startswith("gpu.")]
     recipe = load_recipe(path, overrides)
     if recipe.train.global_batch_size < gpus and not any(one.startswith(f"{_BATCH}=") for one in overrides):
         print(f"{_BATCH}={recipe.train.global_batch_size} is below {gpus} GPUs: planned with {gpus}", flush=True)
         recipe = replace(recipe, train=replace(recipe.train, global_batch_size=gpus))
-    tokens = _number(own, "sample_tokens", SAMPLE_TOKENS)
-    length = recipe.data.sequence_length
-    patches = _number(own, "sample_patches", SAMPLE_PATCHES * tokens / SAMPLE_TOKENS)
-    packs = Packs(length, _number(own, "pack_samples", length / tokens), tokens, patches)
+    packs = _packs(own, recipe.data.sequence_length)
     plan = make_plan(recipe, gpus, gpu, packs)
     found = check(gpu if gpu.name == "a800" else GPUS["a800"])
     if own.get("json"):
@@ -64,6 +64,17 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _packs(own: dict[str, str], length: int) -> Packs:
+    if own.get("packs"):
+        both = next((name for name in _MEAN if name in own), "")
+        if both:
+            raise InputError(f"packs={own['packs']} say what {both}={own[both]} is: give one of them")
+        return mean_of(Path(own["packs"]), length)
+    tokens = _positive(own, "sample_tokens", SAMPLE_TOKENS)
+    patches = _positive(own, "sample_patches", SAMPLE_PATCHES * tokens / SAMPLE_TOKENS)
+    return Packs(length, _positive(own, "pack_samples", length / tokens), tokens, patches)
+
+
 def _whole(own: dict[str, str], key: str, default: int) -> int:
     text = own.get(key) or str(default)
     if not text.isdigit() or not int(text):
@@ -71,12 +82,15 @@ def _whole(own: dict[str, str], key: str, default: int) -> int:
     return int(text)
 
 
-def _number(own: dict[str, str], key: str, default: float) -> float:
-    text = own.get(key) or str(default)
+def _number(own: dict[str, str], key: str) -> float:
     try:
-        value = float(text)
+        return float(own[key])
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf or (value == 0 and not key.startswith("gpu.")):
-        raise InputError(f"{key}={text} is not a number above 0")
+        raise InputError(f"{key}={own[key]} is not a number") from None
+
+
+def _positive(own: dict[str, str], key: str, default: float) -> float:
+    value = _number(own, key) if own.get(key) else default
+    if not 0 < value < math.inf:
+        raise InputError(f"{key}={own[key]} is not a number above 0")
     return value

@@ -47,21 +47,23 @@ def operations(found: Check) -> list[str]:
     squares = packs.samples * (packs.sample_patches + 1) ** 2
     merged = architecture.merged_size
     adapter = merged * merged + merged * hidden
+    tower = 2 * packs.rows * vision.num_layers * row * 4
+    embedding = 2 * packs.patches * PATCH_VALUES * width * 2
     return [
-        f"a language layer has {hidden} x ({q} + 2 x {k}) + {q} x {hidden} + 3 x {hidden} x {ffn} = {layer:.5g} weights",
+        f"a language layer: {hidden} x ({q} + 2 x {k}) + {q} x {hidden} + 3 x {hidden} x {ffn} = {layer:.5g} weights",
         f"layers: 2 x {packs.length} tokens x {language.num_layers} x {layer:.5g} x 4 passes = "
         f"{2 * packs.length * language.num_layers * layer * 4:.4g}",
         f"head: 2 x {packs.length} x {hidden} x {language.vocab_size} x 3 passes (not recomputed) = "
         f"{2 * packs.length * hidden * language.vocab_size * 3:.4g}",
-        f"pairs of tokens: {packs.samples:g} x {packs.sample_tokens:.1f}^2 / 2, and the padding's {pad:.0f}^2 / 2 = "
-        f"{pairs:.4g}; attention: 4 x {q} x {language.num_layers} x {pairs:.4g} x 4 = "
-        f"{4 * q * language.num_layers * pairs * 4:.4g}",
-        f"patches: {packs.samples:g} x {packs.sample_patches:.0f} = {packs.patches:.5g}, and a class token an image: "
+        f"pairs of tokens: {packs.samples:g} x {packs.sample_tokens:.1f}^2 / 2, the padding's {pad:.0f}^2 / 2 = "
+        f"{pairs:.4g}",
+        f"attention: 4 x {q} x {language.num_layers} x {pairs:.4g} x 4 = {4 * q * language.num_layers * pairs * 4:.4g}",
+        f"patches: {packs.samples:g} x {packs.sample_patches:.0f} = {packs.patches:.5g}; with a class token an image "
         f"{packs.rows:.5g} rows",
-        f"vision: 2 x {packs.rows:.5g} x {vision.num_layers} x {row:.5g} weights x 4 = "
-        f"{2 * packs.rows * vision.num_layers * row * 4:.4g}; adapter: 2 x {packs.patches / 4:.5g} x {adapter:.5g} x 3 "
-        f"= {2 * packs.patches / 4 * adapter * 3:.4g}; patch embedding: 2 x {packs.patches:.5g} x {PATCH_VALUES} x "
-        f"{width} x 2 = {2 * packs.patches * PATCH_VALUES * width * 2:.4g}",
+        f"vision: 2 x {packs.rows:.5g} x {vision.num_layers} x {row:.5g} weights x 4 = {tower:.4g}",
+        f"adapter: 2 x {packs.patches / 4:.5g} x {adapter:.5g} x 3 = {2 * packs.patches / 4 * adapter * 3:.4g}",
+        f"patch embedding: 2 x {packs.patches:.5g} x {PATCH_VALUES} x {width} x 2 (data need no gradient) = "
+        f"{embedding:.4g}",
         f"attention of vision: 4 x {width} x {vision.num_layers} x {squares:.4g} pairs x 4 = "
         f"{4 * width * vision.num_layers * squares * 4:.4g}",
     ]

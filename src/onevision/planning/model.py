@@ -151,9 +151,10 @@ def predict(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs) -
     work = pack_work(architecture, packs, laid.model)
     hardware = sum(work.linear.values()) + sum(work.attention.values())
     batch = recipe.train.global_batch_size
+    most = packs.most_patches or recipe.data.max_patches or None
     return Prediction(
         layout,
-        memory_estimate(laid, gpus, recipe.data.max_patches or None, context=layout.context),
+        memory_estimate(laid, gpus, most, context=layout.context),
         tuple(terms),
         bubble=sum(times) - times[slowest],
         waiting=gpu.waiting.value * computing if data_ranks > 1 else 0.0,

@@ -11,7 +11,7 @@ from onevision.model.layout import FP8_LINE, architecture_problems
 from onevision.model.presets import PRESETS
 from onevision.planning import published
 from onevision.planning.hardware import Gpu
-from onevision.planning.layouts import Layout, layouts, laid_out, refusal, trainable
+from onevision.planning.layouts import Layout, laid_out, layouts, refusal, trainable
 from onevision.planning.model import Prediction, predict
 from onevision.planning.sensitivity import Sensitivity, sensitivities
 from onevision.planning.work import Packs
@@ -81,7 +81,7 @@ def _refuse(recipe: Recipe, packs: Packs) -> None:
     problems = architecture_problems(laid_out(recipe, Layout()), PRESETS[recipe.model.preset])
     if problems:
         raise InputError("; ".join(problems))
-    if packs.fill > 1:
+    if packs.fill > 1 + 1e-9 or packs.sample_tokens > packs.length:
         raise InputError(
             f"{packs.samples:g} samples of sample_tokens={packs.sample_tokens:g} do not go into packs of "
             f"data.sequence_length={packs.length}: lower pack_samples or sample_tokens"

@@ -2,14 +2,14 @@
 
 Published: the 8B model, 85 million samples, 3.7 days on 128 A800 (11.4 thousand GPU hours), 64 billion tokens in packs
 of 8,192. The released stage-1.5 script has one micro-batch of one pack a rank, no tensor or pipeline parallelism, the
-distributed optimizer without overlap, full recompute of blocks of four layers, and 320,000 packs for 3 million samples. Not
-published: patches a sample, the global batch of that run, its network. No figure was fitted to the result.
+distributed optimizer without overlap, full recompute of blocks of four layers, and 320,000 packs for 3 million samples.
+Not published: patches a sample, the global batch of that run, its network. No figure was fitted to the result.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from onevision.planning.hardware import Gpu
 from onevision.planning.layouts import Layout
@@ -50,7 +50,7 @@ TOKENS_READ = Range("tokens", TOKENS, 56e9, 64e9, "64e9 published; others count 
 
 @dataclass(frozen=True)
 class Check:
-    """The prediction of the published run, its error (relative, and each cause's part of it), and the published days."""
+    """The prediction of the published run: a step, the mean pack, steps, days, and the relative error of each cause."""
 
     prediction: Prediction
     packs: Packs

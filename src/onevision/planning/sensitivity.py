@@ -29,7 +29,7 @@ class Sensitivity:
 
 
 def sensitivities(seconds: Callable[[Gpu, Packs], float], gpu: Gpu, packs: Packs) -> list[Sensitivity]:
-    """All assumed figures of the GPU, and the size of the images, that with most effect first. A share stays below 1."""
+    """All assumed figures of the GPU, and the size of images, that with most effect first. A share stays at most 1."""
     base = seconds(gpu, packs)
     found = []
     for name, figure in gpu.figures().items():
@@ -44,6 +44,6 @@ def sensitivities(seconds: Callable[[Gpu, Packs], float], gpu: Gpu, packs: Packs
         seconds(gpu, replace(packs, sample_patches=packs.sample_patches * (1 + change))) / base - 1
         for change in (-CHANGE, CHANGE)
     )
-    source = "assumed: three of four tokens are image"
+    source = "not published; where it is not given, three of four tokens are taken as image"
     found.append(Sensitivity("sample_patches", packs.sample_patches, "patches", source, lower, higher))
     return sorted(found, key=lambda one: -one.effect)

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from onevision.planning.by_hand import arithmetic
 from onevision.planning.model import Prediction
 from onevision.planning.plan import Plan
-from onevision.planning.by_hand import arithmetic
 from onevision.planning.published import Check
 
 _PARTS = {
@@ -40,7 +40,7 @@ def print_plan(plan: Plan, found: Check, console: Console, rows: int) -> None:
         f"{packs.sample_patches:.0f} patches each, {packs.fill:.1%} full"
     )
     console.print("everything here is predicted; what no source is named for is assumed (see below)")
-    console.print(_table(plan, rows, _PARTS if console.width >= _WIDE else _FEWER_PARTS))
+    console.print(_table(plan, rows, console.width >= _WIDE))
     console.print(f"{len(plan.ranked)} layouts fit; seconds of parts are of the slowest stage. Left out:")
     for reason, count in plan.refused.items():
         console.print(f"  {count:>5}  {reason}")
@@ -60,22 +60,21 @@ def print_plan(plan: Plan, found: Check, console: Console, rows: int) -> None:
         console.print(f"  {line}")
 
 
-def _table(plan: Plan, rows: int, columns: dict[str, tuple[str, ...]]) -> Table:
+def _table(plan: Plan, rows: int, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    names = ("", "TP", "PP", "CP", "micro", "recompute", "GB", "step s", *columns, "tok/s/GPU", "MFU", "HFU", "trains")
-    for name in names:
+    columns, rates = (_PARTS, ("tok/s/GPU", "MFU", "HFU")) if wide else (_FEWER_PARTS, ())
+    for name in ("", "TP", "PP", "CP", "micro", "recompute", "GB", "step s", *columns, *rates, "trains"):
         table.add_column(name, justify="left" if name in ("recompute", "trains") else "right", no_wrap=True)
     for number, one in enumerate(plan.ranked[:rows], 1):
         layout, parts = one.layout, one.parts
+        reached = {"tok/s/GPU": f"{one.tokens_per_gpu:,.0f}", "MFU": f"{one.mfu:.1%}", "HFU": f"{one.hfu:.1%}"}
         table.add_row(
             *map(str, (number, layout.tensor, layout.pipeline, layout.context, layout.micro_batch, layout.recompute)),
             f"{one.memory.total / 1e9:.1f}",
             f"{one.seconds:.3f}",
             *(_seconds(sum(parts[part] for part in summed)) for summed in columns.values()),
-            f"{one.tokens_per_gpu:,.0f}",
-            f"{one.mfu:.1%}",
-            f"{one.hfu:.1%}",
-            "yes" if plan.trainable(layout) else "planned",
+            *(reached[rate] for rate in rates),
+            "yes" if plan.trainable(layout) else "-",
         )
     return table
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, Architecture
+from onevision.model.presets import PATCH_VALUES, Architecture
 from onevision.recipe import ModelRecipe
 from onevision.training.flops import PartFlops, Work, recompute_parts, step_parts
 from onevision.training.memory import parameters
@@ -32,6 +32,7 @@ class Packs:
     samples: float
     sample_tokens: float
     sample_patches: float
+    most_patches: int = 0  # of the pack that has most; 0: not known
 
     @property
     def fill(self) -> float:
@@ -92,10 +93,10 @@ def memory_bytes(architecture: Architecture, packs: Packs, model: ModelRecipe, p
     """Bytes of element-wise work of a pack in a stage: language, vision, loss."""
     vision, language = architecture.vision, architecture.language
     q, k = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
-    again = model.recompute == "full"
+    again = int(model.recompute == "full")
     layer = ELEMENT * (10 * language.hidden_size + 4 * (q + k) + 3 * language.ffn_hidden_size)
     row = ELEMENT * (14 * vision.hidden_size + 2 * vision.ffn_hidden_size)
-    through_vision = "vision" not in model.freeze
+    through_vision = int("vision" not in model.freeze)
     return {
         "language": packs.length * layer * part.layers * (3 + again),
         "vision": packs.rows * row * vision.num_layers * (1 + (2 + again) * through_vision) * part.first,
@@ -106,21 +107,18 @@ def memory_bytes(architecture: Architecture, packs: Packs, model: ModelRecipe, p
 def stage_parameters(architecture: Architecture, model: ModelRecipe, part: StagePart) -> tuple[float, float]:
     """Parameters of a stage, and those of them that are trained."""
     count = parameters(architecture)
-    sizes = {"vision": count["vision"] * part.first, "adapter": count["adapter"] * part.first}
-    sizes["language"] = (
-        part.layers * count["layer"] + count["embedding"] * part.first + (count["norm"] + count["head"]) * part.last
-    )
+    language = part.layers * count["layer"] + count["embedding"] * part.first
+    sizes = {
+        "vision": count["vision"] * part.first,
+        "adapter": count["adapter"] * part.first,
+        "language": language + (count["norm"] + count["head"]) * part.last,
+    }
     return sum(sizes.values()), sum(size for name, size in sizes.items() if name not in model.freeze)
 
 
 def copied_bytes(packs: Packs) -> float:
     """Bytes of a pack's patches on their way from the host, in FP32."""
     return 4 * PATCH_VALUES * packs.patches
-
-
-def image_tokens(patches: float) -> float:
-    """Tokens of so many patches."""
-    return patches / SPATIAL_MERGE_SIZE**2
 
 
 def _both(architecture: Architecture, work: Work, model: ModelRecipe) -> dict[str, PartFlops]:

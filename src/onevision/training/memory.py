@@ -180,8 +180,8 @@ def memory_estimate(
     """Memory of the fullest GPU of `world_size` at its fullest moment.
 
     `pack_patches` is the largest number of patches in a pack; unknown, it is taken as 4 a token, more than which cannot
-    be. `world_size` must be a multiple of the ranks that share a model. `context` ranks share the tokens and images of a
-    pack (context parallelism, which training does not have yet).
+    be. `world_size` must be a multiple of the ranks that share a model. `context` ranks share the tokens and images of
+    a pack (context parallelism, which training does not have yet).
     """
     stages = {(True, recipe.parallel.pipeline == 1), (recipe.parallel.pipeline == 1, True)}
     estimates = [_stage(recipe, world_size // context, pack_patches, first, last, context) for first, last in stages]
