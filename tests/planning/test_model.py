@@ -78,6 +78,16 @@ def test_tensor_and_context_parallelism_divide_the_work_and_talk() -> None:
     assert context.parts["context"] == pytest.approx(4 * keys - context.parts["attention"])
 
 
+def test_frozen_weights_need_no_gathered_inputs() -> None:
+    layout, freeze = Layout(tensor=4), ["language", "vision"]
+    frozen = predict(stage(8, model={"preset": "8b", "freeze": freeze}), layout, 8, A800, PACKS)
+    language, vision = 8192 * 4096 * 36 * 8, 9 * 2201 * 1024 * 24 * 4
+    assert frozen.parts["tensor"] == pytest.approx(4 * (language + vision) * 2 * 3 / 4 / (200e9 * 0.75))
+    trained = predicted(layout, gpus=8, batch=8)
+    assert frozen.parts["products"] == pytest.approx(trained.parts["products"] * 2 / 3)
+    assert frozen.parts["data-parallel"] < trained.parts["data-parallel"] / 50  # the adapter's gradients alone
+
+
 def test_the_network_is_between_nodes_only() -> None:
     slow = with_figures(A800, {"network": 1.0}, "test")
     assert predicted(gpus=8, batch=8, gpu=slow).seconds == predicted(gpus=8, batch=8).seconds

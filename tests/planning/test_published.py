@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,15 @@ def test_days_by_hand() -> None:
 def test_the_published_days_lie_within_an_error_that_means_something() -> None:
     assert FOUND.reproduced
     assert FOUND.error < 0.25
+
+
+def test_the_readme_says_what_the_check_says() -> None:
+    text = " ".join(Path("README.md").read_text(encoding="utf-8").split())
+    assert f"the model says {FOUND.days:.1f} days, with an error of {100 * FOUND.error:.0f} %" in text
+
+
+def test_it_fits_where_it_ran() -> None:
+    assert FOUND.prediction.memory.total < GPUS["a800"].memory.value * 1e9
 
 
 def test_a_wrong_model_does_not_reproduce_them() -> None:

@@ -25,6 +25,7 @@ def arithmetic(found: Check) -> list[str]:
         f"days           {found.steps:,.0f} x {prediction.seconds:.3f} s / 86,400 = {found.days:.2f}",
         f"GPU hours      {found.days:.2f} x 24 x {GPUS} = {found.days * 24 * GPUS:,.0f}; "
         f"published {DAYS * 24 * GPUS:,.0f}",
+        f"memory         {prediction.memory.total / 1e9:.1f} GB a GPU at its fullest ({prediction.memory.moment})",
         *(f"error          {cause}: {effect:.1%}" for cause, effect in causes[:_SHOWN_CAUSES]),
         f"error          root of the sum of squares of all {len(causes)}: {found.error:.0%}",
         f"predicted      {found.days:.1f} days +- {spread:.1f}; published {DAYS} days ({DAYS / found.days - 1:+.0%}): "

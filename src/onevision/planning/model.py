@@ -3,7 +3,7 @@
 A step of M micro-batches on P pipeline stages takes M times the slowest stage's micro-batch, once every other stage's
 (the bubble of the 1F1B schedule), then the data-parallel communication that is not hidden, and the optimizer.
 Tensor parallelism comes with sequence parallelism: an all-gather or reduce-scatter of the hidden states four times a
-layer forward, six times backward (the inputs are gathered again for the gradients of the weights). Context
+layer forward, six times backward (twice for the gradients of the weights: their inputs are gathered again). Context
 parallelism hands keys and values around, hidden behind attention as far as that lasts; images are spread likewise.
 Neither is in the training code yet. Ranks are placed as Megatron places them: tensor, context, data, pipeline.
 
@@ -219,7 +219,8 @@ def _communication(
     tokens = layout.micro_batch * packs.length / context
     terms = []
     if tensor > 1:
-        sent = tokens * language.hidden_size * stage.layers * (10 + 4 * again)
+        passes = 8 + 2 * ("language" not in model.freeze) + 4 * again
+        sent = tokens * language.hidden_size * stage.layers * passes
         rows = layout.micro_batch * packs.rows / context
         seen = "vision" not in model.freeze
         sent += rows * vision.hidden_size * vision.num_layers * (4 + (6 + 4 * again) * seen) * stage.first

@@ -81,7 +81,8 @@ def check(gpu: Gpu) -> Check:
         (PACKS_PER_STEP, _days(gpu, per_step=int(PACKS_PER_STEP.low)), _days(gpu, per_step=int(PACKS_PER_STEP.high))),
         (TOKENS_READ, _days(gpu, tokens=TOKENS_READ.low), _days(gpu, tokens=TOKENS_READ.high)),
     ):
-        causes[f"{known.name} {known.low:.3g} to {known.high:.3g}"] = max(abs(low / base - 1), abs(high / base - 1))
+        cause = f"{known.name} {known.low:.3g} to {known.high:.3g} ({known.source})"
+        causes[cause] = max(abs(low / base - 1), abs(high / base - 1))
     prediction = _prediction(gpu, _packs(), int(PACKS_PER_STEP.value))
     return Check(prediction, _packs(), _steps(SAMPLES_PER_PACK.value, int(PACKS_PER_STEP.value)), base, causes)
 
