@@ -30,8 +30,8 @@ def arithmetic(found: Check) -> list[str]:
         f"error          root of the sum of squares of all {len(causes)}: {found.error:.0%}",
         f"predicted      {found.days:.1f} days +- {spread:.1f}; published {DAYS} days ({DAYS / found.days - 1:+.0%}): "
         f"{side} the error",
-        f"published      {DAYS} days are {implied:.2f} s a step, HFU {hfu:.0%}; with the README's HFU {HFU:.0%} it "
-        f"would be {by_hfu:.1f} days",
+        f"published      {DAYS} days are {implied:.2f} s a step, HFU {hfu:.0%}; with the HFU {HFU:.0%} that its "
+        f"authors state it would be {by_hfu:.1f} days",
     ]
 
 

@@ -58,7 +58,7 @@ def make_plan(recipe: Recipe, gpus: int, gpu: Gpu, packs: Packs) -> Plan:
         if prediction.memory.total > gpu.memory.value * 1e9:
             parts = prediction.memory.parts
             largest = max(parts, key=parts.__getitem__).partition(",")[0]
-            refused[f"a GPU would need more than its {gpu.memory.value:g} GB, most of it {largest}"] += 1
+            refused[f"a GPU would need more than its {gpu.memory.value:g} GB, the largest part {largest}"] += 1
             continue
         ranked.append(prediction)
     if not ranked:

@@ -25,7 +25,7 @@ DAYS = 3.7
 SAMPLE_TOKENS = TOKENS / SAMPLES  # 753
 IMAGE_SHARE = 0.75  # of the tokens; assumed: a caption has 150 to 250 tokens
 SAMPLE_PATCHES = 4 * IMAGE_SHARE * SAMPLE_TOKENS
-HFU = 0.45  # what the project's README says
+HFU = 0.45  # what its authors state
 LAYOUT = Layout(recompute="full")
 
 
