@@ -76,6 +76,9 @@ pack-report: $(READY)  ## text and packs' report.html: histograms, fill, compres
 
 ##@ Training
 
+plan: $(READY)  ## predicted memory and step time of every layout on GPUS=128 GPU=a800|h100|h200
+	@$(JOBS) plan $(call recipe,stage1_5) $(GPUS:%=gpus=%) $(GPU:%=gpu=%) $(CALIBRATION:%=calibration=%)
+
 init: $(READY)  ## stage-0 checkpoint with random weights
 	@$(JOBS) init $(call recipe,stage0)
 
@@ -169,6 +172,6 @@ endif
 $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
-.PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report init import stage1 \
-  stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
+.PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
+  stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
   bench-packing bench-concepts bench-data test-fast lint clean-demo

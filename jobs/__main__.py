@@ -33,6 +33,7 @@ JOBS = {
     "concepts-report": Job("jobs.concepts:run_report", "coverage before and after, as text and report.html"),
     "pack": Job("jobs.data:run_pack", "corpus -> packs.h5, full sequences"),
     "pack-report": Job("jobs.pack_report:run", "the packs as text and report.html: fill, compression, cost balance"),
+    "plan": Job("jobs.plan:run", "predicted memory and step time of every parallel layout, and what matters most"),
     "init": Job("jobs.train:run_init", "a stage-0 checkpoint with random weights"),
     "import": Job("jobs.convert:run_import", "a stage-0 checkpoint of Hugging Face directories"),
     "train": Job("jobs.train:run_train", "one stage; the same command continues it"),

@@ -26,19 +26,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, Architecture
 from onevision.recipe import ModelRecipe
 
+if TYPE_CHECKING:  # counting needs no torch, and `make plan` starts without it
+    import torch
+
 
 @dataclass(frozen=True)
 class Work:
-    """What went through the model: lengths of the language segments, patches of each image."""
+    """What went through the model: lengths of the language segments, patches of each image; or their means."""
 
-    segments: Sequence[int]
-    images: Sequence[int]
+    segments: Sequence[float]
+    images: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -77,36 +79,54 @@ def forward_flops(architecture: Architecture, work: Work, *, causal: bool = True
     }
 
 
-def step_flops(architecture: Architecture, work: Work, freeze: Sequence[str], *, causal: bool = True) -> float:
-    """Forward and backward operations of one step with the named parts frozen."""
+def step_parts(
+    architecture: Architecture, work: Work, freeze: Sequence[str], *, causal: bool = True
+) -> dict[str, PartFlops]:
+    """Forward and backward operations of vision, adapter and language in one step with the named parts frozen."""
     parts = forward_flops(architecture, work, causal=causal)
-    trained = {name: name not in freeze for name in parts}
-    total = 0.0
+    step = {}
     before = False  # whether something trained lies before the part (vision -> adapter -> language)
     for name, part in parts.items():
-        total += part.linear + part.attention
+        trained = name not in freeze
         if name == "language":
-            before = before or trained[name]  # the embedding table, which is trained with the language model
-        if trained[name]:
-            total += part.linear  # gradients of the weights
-        if trained[name] or before:
-            total += 2 * part.attention + part.linear - (0.0 if before else part.first)  # gradients of the inputs
-        before = before or trained[name]
-    return total
+            before = before or trained  # the embedding table, which is trained with the language model
+        linear, attention = part.linear, part.attention
+        if trained:
+            linear += part.linear  # gradients of the weights
+        if trained or before:
+            linear += part.linear - (0.0 if before else part.first)  # gradients of the inputs
+            attention += 2 * part.attention
+        step[name] = PartFlops(linear, attention, part.first)
+        before = before or trained
+    return step
+
+
+def step_flops(architecture: Architecture, work: Work, freeze: Sequence[str], *, causal: bool = True) -> float:
+    """Forward and backward operations of one step with the named parts frozen."""
+    return sum(part.linear + part.attention for part in step_parts(architecture, work, freeze, causal=causal).values())
+
+
+def recompute_parts(
+    architecture: Architecture, work: Work, model: ModelRecipe, *, causal: bool = True
+) -> dict[str, PartFlops]:
+    """Operations of the second forward pass of recomputed layers; a frozen vision tower has no backward to need one."""
+    parts = forward_flops(architecture, work, causal=causal)
+    vision, language = parts["vision"], parts["language"]
+    again = 0.0 if model.recompute == "none" else 1.0
+    linear = 1.0 if model.recompute == "full" else 0.0
+    seen = 0.0 if "vision" in model.freeze else 1.0
+    head = 2.0 * sum(work.segments) * architecture.language.hidden_size * architecture.language.vocab_size
+    return {
+        "vision": PartFlops(linear * seen * (vision.linear - vision.first), again * seen * vision.attention),
+        "adapter": PartFlops(0.0, 0.0),
+        "language": PartFlops(linear * (language.linear - head), again * language.attention),
+    }
 
 
 def recompute_flops(architecture: Architecture, work: Work, model: ModelRecipe, *, causal: bool = True) -> float:
-    """Operations of the second forward pass of recomputed layers; a frozen vision tower has no backward to need one."""
-    if model.recompute == "none":
-        return 0.0
-    parts = forward_flops(architecture, work, causal=causal)
-    vision, language = parts["vision"], parts["language"]
-    seen = 0.0 if "vision" in model.freeze else 1.0
-    attention = language.attention + seen * vision.attention
-    if model.recompute == "selective":
-        return attention
-    head = 2.0 * sum(work.segments) * architecture.language.hidden_size * architecture.language.vocab_size
-    return attention + language.linear - head + seen * (vision.linear - vision.first)
+    """Operations of the second forward pass, of all parts together."""
+    parts = recompute_parts(architecture, work, model, causal=causal)
+    return sum(part.linear + part.attention for part in parts.values())
 
 
 # Dense BF16 peak of one device in FLOP/s, from the vendors' data sheets.
@@ -125,6 +145,8 @@ def device_peak(device: torch.device, stated_tflops: float) -> tuple[float, str]
     A recipe's `train.peak_tflops` wins; then the table; a device that is not in it, such as a CPU, is measured once by
     the best of twenty FP32 products of 1024 x 1024 matrices.
     """
+    import torch
+
     if stated_tflops:
         return stated_tflops * 1e12, "train.peak_tflops"
     if device.type == "cuda":

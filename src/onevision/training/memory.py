@@ -32,9 +32,10 @@ The fullest moment is one of: the loss; the backward pass of a language block (w
 activations, T*e*4F); that of a vision block (R*e*3f), when language's activations are gone. For a checkpoint the
 optimizer's state is gathered in the memory of the first rank's host (12*n bytes), not on a GPU.
 
-Tensor parallelism divides N and all activations (with sequence parallelism), pipeline parallelism the language layers:
-the first stage has vision, adapter and embedding, and keeps the activations of `pipeline` micro-batches; the last has
-the head and the loss.
+Tensor parallelism divides N and all activations (with sequence parallelism), context parallelism the activations and,
+as more data-parallel ranks do, the optimizer's state. Pipeline parallelism divides the language layers: the first
+stage has vision, adapter and embedding, and keeps the activations of `pipeline` micro-batches; the last has the head
+and the loss.
 
 The layers are those of Transformer Engine with Megatron's unfused rotary embedding, SwiGLU and cross entropy. PyTorch's
 own modules, which take their place on a CPU, keep up to 20 % more in FP32 and up to 40 % in BF16, where their norms
@@ -173,18 +174,23 @@ def kept_activations(
     return Kept(kept_vision, kept_language, vision_block, language_block)
 
 
-def memory_estimate(recipe: Recipe, world_size: int, pack_patches: int | None = None) -> MemoryEstimate:
+def memory_estimate(
+    recipe: Recipe, world_size: int, pack_patches: int | None = None, *, context: int = 1
+) -> MemoryEstimate:
     """Memory of the fullest GPU of `world_size` at its fullest moment.
 
     `pack_patches` is the largest number of patches in a pack; unknown, it is taken as 4 a token, more than which cannot
-    be. `world_size` must be a multiple of the ranks that share a model.
+    be. `world_size` must be a multiple of the ranks that share a model. `context` ranks share the tokens and images of
+    a pack (context parallelism, which training does not have yet).
     """
     stages = {(True, recipe.parallel.pipeline == 1), (recipe.parallel.pipeline == 1, True)}
-    estimates = [_stage(recipe, world_size, pack_patches, first, last) for first, last in stages]
+    estimates = [_stage(recipe, world_size // context, pack_patches, first, last, context) for first, last in stages]
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def _stage(recipe: Recipe, world_size: int, pack_patches: int | None, first: bool, last: bool) -> MemoryEstimate:
+def _stage(
+    recipe: Recipe, world_size: int, pack_patches: int | None, first: bool, last: bool, context: int
+) -> MemoryEstimate:
     architecture, model, train, parallel = PRESETS[recipe.model.preset], recipe.model, recipe.train, recipe.parallel
     language, vision = architecture.language, architecture.vision
     element, tensor = _element(recipe), parallel.tensor
@@ -202,26 +208,27 @@ def _stage(recipe: Recipe, world_size: int, pack_patches: int | None, first: boo
     always = {
         f"weights ({'BF16' if element == 2 else 'FP32'})": element * weights,
         "gradients (FP32)": 4 * trained,
-        f"optimizer state, 1/{data_ranks} of it": state * trained / data_ranks,
+        f"optimizer state, 1/{data_ranks * context} of it": state * trained / (data_ranks * context),
         "data of the step": (4 * PATCH_VALUES * batch.patches + TOKEN_BYTES * batch.tokens) * micro_batches,
     }
 
+    shared = tensor * context
     in_flight = min(parallel.pipeline, micro_batches) if first else 1
     kept = kept_activations(architecture, model, element, batch, layers)
-    through_vision = {"activations of vision and adapter": kept.vision * first * in_flight / tensor}
-    through = through_vision | {"activations of language": kept.language * in_flight / tensor}
+    through_vision = {"activations of vision and adapter": kept.vision * first * in_flight / shared}
+    through = through_vision | {"activations of language": kept.language * in_flight / shared}
     head = element * language.vocab_size * language.hidden_size * ("language" not in model.freeze)
     logits = batch.tokens * language.vocab_size * (4 + (element if element == 2 else 0))
     rows = batch.patches + batch.images
     language_work = kept.language_block + batch.tokens * element * 4 * language.ffn_hidden_size
     vision_work = kept.vision_block + rows * element * 3 * vision.ffn_hidden_size
     moments = {
-        "backward of a language layer": through | {"a language block's backward": language_work / tensor},
+        "backward of a language layer": through | {"a language block's backward": language_work / shared},
     }
     if last:
-        moments["loss"] = through | {"logits, loss, the head's gradient": (logits + head) / tensor}
+        moments["loss"] = through | {"logits, loss, the head's gradient": logits / shared + head / tensor}
     if first and "vision" not in model.freeze:
-        moments["backward of a vision layer"] = through_vision | {"a vision block's backward": vision_work / tensor}
+        moments["backward of a vision layer"] = through_vision | {"a vision block's backward": vision_work / shared}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = always | moments[moment]
     return MemoryEstimate(

@@ -1,0 +1,96 @@
+"""The performance model: memory and step time of every layout, before a GPU hour is spent."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.arguments import parse
+from jobs.place import SETTINGS
+from onevision.errors import InputError
+from onevision.files import write_json
+from onevision.planning.hardware import GPUS, calibrated, find_gpu, with_figures
+from onevision.planning.packs import mean_of
+from onevision.planning.plan import make_plan, plan_dict
+from onevision.planning.published import SAMPLE_PATCHES, SAMPLE_TOKENS, check
+from onevision.planning.text import print_plan
+from onevision.planning.work import Packs
+from onevision.recipe import load_recipe
+
+_MEAN = ("sample_tokens", "sample_patches", "pack_samples")
+_OWN = ("gpus", "gpu", "json", "calibration", "rows", "packs", *_MEAN)
+_BATCH = "train.global_batch_size"
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs plan RECIPE.yaml [gpus=128] [gpu=a800] [key=value ...]
+
+    Predicts memory and step time of every layout of TP, PP, CP, micro-batch and recompute, ranks those that fit, says
+    which assumption matters most, and checks the model against the published run. It runs here, at once, without a GPU.
+
+      gpus=128, gpu=a800 (a100, h100, h200)    what the plan is for
+      calibration=FILE                         measured figures instead of assumed ones: planning/hardware.py
+      gpu.gemm=0.65, gpu.network=200, …        one figure, by its name in planning/hardware.py
+      sample_tokens=753, sample_patches=2259   the mean sample
+      pack_samples=10.9                        samples a pack; else packs are full
+      packs=data/packs                         the mean of these packs instead of the mean sample
+      rows=15, json=FILE                       rows of the table; all of it as JSON
+    """
+    path, overrides, own = parse(arguments, "plan", "recipe file", _OWN)
+    placed = next((name for name in SETTINGS if name in own), "")
+    if placed:
+        raise InputError(f"a plan runs here and at once, without {placed}={own[placed]}: say gpus=N gpu=NAME")
+    gpus, rows = _whole(own, "gpus", 128), _whole(own, "rows", 15)
+    default = find_gpu(own.get("gpu", "a800"))
+    gpu = calibrated(default, Path(own["calibration"])) if own.get("calibration") else default
+    figures = dict(one.removeprefix("gpu.").split("=", 1) for one in overrides if one.startswith("gpu."))
+    gpu = with_figures(gpu, {name: _number(figures, name) for name in figures}, "given as gpu.NAME")
+    overrides = [one for one in overrides if not one.startswith("gpu.")]
+    recipe = load_recipe(path, overrides)
+    if recipe.train.global_batch_size < gpus and not any(one.startswith(f"{_BATCH}=") for one in overrides):
+        print(f"{_BATCH}={recipe.train.global_batch_size} is below {gpus} GPUs: planned with {gpus}", flush=True)
+        recipe = replace(recipe, train=replace(recipe.train, global_batch_size=gpus))
+    packs = _packs(own, recipe.data.sequence_length)
+    plan = make_plan(recipe, gpus, gpu, packs)
+    found = check(gpu if gpu.name == "a800" else GPUS["a800"])
+    if own.get("json"):
+        write_json(own["json"], plan_dict(plan, found))
+    width = None if sys.stdout.isatty() else 160
+    print_plan(plan, found, Console(highlight=False, soft_wrap=False, width=width), rows)
+    return 0
+
+
+def _packs(own: dict[str, str], length: int) -> Packs:
+    if own.get("packs"):
+        both = next((name for name in _MEAN if name in own), "")
+        if both:
+            raise InputError(f"packs={own['packs']} say what {both}={own[both]} is: give one of them")
+        return mean_of(Path(own["packs"]), length)
+    tokens = _positive(own, "sample_tokens", SAMPLE_TOKENS)
+    patches = _positive(own, "sample_patches", SAMPLE_PATCHES * tokens / SAMPLE_TOKENS)
+    return Packs(length, _positive(own, "pack_samples", length / tokens), tokens, patches)
+
+
+def _whole(own: dict[str, str], key: str, default: int) -> int:
+    text = own.get(key) or str(default)
+    if not text.isdigit() or not int(text):
+        raise InputError(f"{key}={text} is not a whole number above 0")
+    return int(text)
+
+
+def _number(own: dict[str, str], key: str) -> float:
+    try:
+        return float(own[key])
+    except ValueError:
+        raise InputError(f"{key}={own[key]} is not a number") from None
+
+
+def _positive(own: dict[str, str], key: str, default: float) -> float:
+    value = _number(own, key) if own.get(key) else default
+    if not 0 < value < math.inf:
+        raise InputError(f"{key}={own[key]} is not a number above 0")
+    return value

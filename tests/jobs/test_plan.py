@@ -1,0 +1,70 @@
+"""`python -m jobs plan`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import main
+
+RECIPE = "jobs/recipes/8b/stage1_5.yaml"
+
+
+def test_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    assert main(["plan", RECIPE, "gpus=16", "gpu=h100", "gpu.gemm=0.5", f"json={path}", "rows=3"]) == 0
+    text = capsys.readouterr().out
+    assert "what matters most" in text and "published 3.7 days" in text
+    plan = json.loads(path.read_text())
+    assert plan["figures"]["gemm"] == {"value": 0.5, "unit": "share", "source": "given as gpu.NAME"}
+    seconds = [layout["seconds"] for layout in plan["layouts"]]
+    assert seconds == sorted(seconds)
+    for layout in plan["layouts"]:
+        assert sum(layout["parts"].values()) == pytest.approx(layout["seconds"])
+        assert sum(layout["memory"].values()) <= 85.5e9
+        assert layout["trainable"] == (layout["tensor"] == layout["pipeline"] == layout["context"] == 1)
+    assert {layout["trainable"] for layout in plan["layouts"]} == {True, False}
+    assert any("GB, the largest part" in reason for reason in plan["refused"])
+    assert "gemm" not in {one["name"] for one in plan["sensitivities"]}  # it was given
+
+
+def test_a_batch_below_the_gpus_is_raised_unless_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", RECIPE, "gpus=32"]) == 0
+    assert "train.global_batch_size=16 is below 32 GPUs: planned with 32" in capsys.readouterr().out
+    assert main(["plan", RECIPE, "gpus=32", "train.global_batch_size=16"]) == 0
+    assert "32 x a800, 16 packs a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["gpu=v100"], "gpu=v100 is not one of"),
+        (["gpus=0"], "gpus=0 is not a whole number"),
+        (["nodes=2"], "without nodes=2: say gpus=N gpu=NAME"),
+        (["gpus=1"], "no layout of 8b on gpus=1 gpu=a800"),
+        (["gpu.gem=0.5"], "unknown figure 'gem'; the nearest is 'gemm'"),
+        (["gpu.gemm=fast"], "gemm=fast is not a number"),
+        (["train.precision=fp8"], "train.precision=fp8"),
+        (["train.precision=fp32"], "train.precision=fp32"),
+        (["sample_tokens=9000"], "do not go into packs"),
+        (["sample_tokens=0"], "sample_tokens=0 is not a number above 0"),
+        (["sample_tokens=100", "sample_patches=500"], "more than 4 for each"),
+        (["packs=nowhere"], "nowhere/packs.h5 does not exist"),
+        (["packs=nowhere", "pack_samples=9"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(
+    settings: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", RECIPE, *settings]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+def test_it_starts_without_torch() -> None:
+    code = f"import sys; from jobs.__main__ import main; main(['plan', '{RECIPE}']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

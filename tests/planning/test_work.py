@@ -1,0 +1,49 @@
+"""Operations of the mean pack against the formulas that count real steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from onevision.model.presets import PRESETS
+from onevision.planning.work import Packs, StagePart, memory_bytes, pack_work, stage_parameters
+from onevision.recipe import ModelRecipe
+from onevision.training.flops import Work, recompute_flops, step_flops
+from onevision.training.memory import parameter_counts
+
+TINY = PRESETS["tiny"]
+SAMPLES = Work([40] * 3, [64] * 3)
+PADDED = Work([40] * 3 + [8], [64] * 3)
+PACKS = Packs(length=128, samples=3, sample_tokens=40, sample_patches=64)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("freeze", [[], ["vision"], ["vision", "language"], ["language"], ["adapter"]])
+def test_a_pack_takes_what_its_samples_and_padding_take(recompute: str, freeze: list[str]) -> None:
+    model = ModelRecipe(preset="tiny", recompute=recompute, freeze=freeze)
+    work = pack_work(TINY, PACKS, model)
+    given = step_flops(TINY, PADDED, freeze) + recompute_flops(TINY, PADDED, model)
+    assert sum(work.linear.values()) + sum(work.attention.values()) == pytest.approx(given, rel=1e-12)
+    assert work.model == pytest.approx(step_flops(TINY, SAMPLES, freeze), rel=1e-12)
+    layers = 128 * (128 + 2 * 64) + 128 * 128 + 3 * 128 * 384  # weights of a layer
+    passes = 2 + ("language" not in freeze) + (recompute == "full")
+    assert work.linear["language"] == pytest.approx(2 * 128 * 3 * layers * passes, rel=1e-12)
+
+
+def test_stages_share_all_parameters() -> None:
+    architecture, model = PRESETS["8b"], ModelRecipe(preset="8b", freeze=["vision"])
+    stages = [StagePart(9, index == 0, index == 3) for index in range(4)]
+    found = [stage_parameters(architecture, model, stage) for stage in stages]
+    counts = parameter_counts(architecture)
+    assert sum(every for every, _ in found) == sum(counts.values())
+    assert sum(trained for _, trained in found) == counts["adapter"] + counts["language"]
+
+
+def test_element_wise_bytes_by_hand() -> None:
+    whole = StagePart(3, first=True, last=True)
+    found = memory_bytes(TINY, PACKS, ModelRecipe(preset="tiny", recompute="full"), whole)
+    assert found["language"] == 128 * 2 * (10 * 128 + 4 * (128 + 64) + 3 * 384) * 3 * 4
+    assert found["vision"] == 3 * 65 * 2 * (14 * 128 + 2 * 512) * 3 * 4
+    assert found["loss"] == 128 * 1024 * 20
+    frozen = memory_bytes(TINY, PACKS, ModelRecipe(preset="tiny", freeze=["vision"]), StagePart(3, True, False))
+    assert frozen["vision"] == found["vision"] / 4  # forward alone
+    assert frozen["loss"] == 0
