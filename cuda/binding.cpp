@@ -105,6 +105,47 @@ Tensor rotary_angles(const Tensor& q, const Tensor& k, const Tensor& grad_q, con
   return out;
 }
 
+// Bytes of a row of the sequence.
+int64_t row_bytes(const char* name, const Tensor& rows) {
+  dtype_code(name, rows);
+  STD_TORCH_CHECK(rows.dim() == 2, name, " must have the shape [rows, width]");
+  return rows.size(1) * static_cast<int64_t>(rows.element_size());
+}
+
+template <auto kernel>
+Tensor scatter_features(const Tensor& embedded, const Tensor& features, const Tensor& slots, int64_t first) {
+  const int64_t bytes = row_bytes("embedded", embedded);
+  check_dense("embedded", embedded, embedded.scalar_type(), embedded);
+  check_dense("features", features, embedded.scalar_type(), embedded);
+  check_dense("slots", slots, ScalarType::Long, embedded);
+  STD_TORCH_CHECK(slots.dim() == 1, "slots must have the shape [N]");
+  STD_TORCH_CHECK(features.dim() == 2 && features.size(0) == slots.size(0) && features.size(1) == embedded.size(1),
+                  "features must have a row for every slot, as wide as those of embedded");
+  Tensor out = torch::stable::new_empty(embedded, embedded.sizes());
+  const Place place(embedded);
+  check_launch("onevision::scatter_features",
+               kernel(embedded.const_data_ptr(), features.const_data_ptr(),
+                      static_cast<const int64_t*>(slots.const_data_ptr()), out.mutable_data_ptr(), embedded.size(0),
+                      slots.size(0), first, bytes, place.stream));
+  return out;
+}
+
+template <auto kernel>
+std::tuple<Tensor, Tensor> scatter_features_backward(const Tensor& grad, const Tensor& slots, int64_t first) {
+  const int64_t bytes = row_bytes("grad", grad);
+  check_dense("grad", grad, grad.scalar_type(), grad);
+  check_dense("slots", slots, ScalarType::Long, grad);
+  STD_TORCH_CHECK(slots.dim() == 1, "slots must have the shape [N]");
+  Tensor grad_embedded = torch::stable::new_empty(grad, grad.sizes());
+  Tensor grad_features = torch::stable::new_empty(grad, {slots.size(0), grad.size(1)});
+  const Place place(grad);
+  check_launch("onevision::scatter_features_backward",
+               kernel(grad.const_data_ptr(), static_cast<const int64_t*>(slots.const_data_ptr()),
+                      grad_embedded.mutable_data_ptr(), grad_features.mutable_data_ptr(), grad.size(0), slots.size(0),
+                      first, bytes, place.stream));
+  return {grad_embedded, grad_features};
+}
+
 }  // namespace
 
 #ifdef ONEVISION_EMULATED
@@ -120,16 +161,22 @@ Tensor rotary_angles(const Tensor& q, const Tensor& k, const Tensor& grad_q, con
 LIBRARY(ONEVISION_NAMESPACE, m) {
   m.def("rotary(Tensor q, Tensor k, Tensor angles, bool inverse=False) -> (Tensor, Tensor)");
   m.def("rotary_angles(Tensor q, Tensor k, Tensor grad_q, Tensor grad_k) -> Tensor");
+  m.def("scatter_features(Tensor embedded, Tensor features, Tensor slots, int first=0) -> Tensor");
+  m.def("scatter_features_backward(Tensor grad, Tensor slots, int first) -> (Tensor, Tensor)");
 }
 
 LIBRARY_IMPL(ONEVISION_NAMESPACE, CPU, m) {
   m.impl("rotary", TORCH_BOX(&rotary<ON_CPU(ov_rotary)>));
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ON_CPU(ov_rotary_angles)>));
+  m.impl("scatter_features", TORCH_BOX(&scatter_features<ON_CPU(ov_scatter)>));
+  m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ON_CPU(ov_scatter_backward)>));
 }
 
 #ifdef ONEVISION_CUDA
 LIBRARY_IMPL(ONEVISION_NAMESPACE, CUDA, m) {
   m.impl("rotary", TORCH_BOX(&rotary<ov_rotary>));
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ov_rotary_angles>));
+  m.impl("scatter_features", TORCH_BOX(&scatter_features<ov_scatter>));
+  m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ov_scatter_backward>));
 }
 #endif

@@ -15,6 +15,8 @@
 inline int launch_status() { return static_cast<int>(cudaGetLastError()); }
 #endif
 
+__device__ inline int thread_number() { return static_cast<int>(threadIdx.x); }
+
 // The bits of a bfloat16. Own type, so that the emulator needs none of CUDA's headers.
 struct bf16 {
   uint16_t bits;

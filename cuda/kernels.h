@@ -35,4 +35,19 @@ OV_ROTARY(ov_rotary_twin);
 OV_ROTARY_ANGLES(ov_rotary_angles);
 OV_ROTARY_ANGLES(ov_rotary_angles_twin);
 
+// Rows first to first + rows of a sequence: out[r] = features[n] where slots[n] == first + r, else embedded[r].
+// slots: [count], ascending; those outside of these rows are another rank's.
+#define OV_SCATTER(name)                                                                                              \
+  int name(const void* embedded, const void* features, const int64_t* slots, void* out, int64_t rows, int64_t count, \
+           int64_t first, int64_t row_bytes, void* stream)
+OV_SCATTER(ov_scatter);
+OV_SCATTER(ov_scatter_twin);
+
+// The gradients of embedded and features, of the gradient of out: zero where another was written, or none.
+#define OV_SCATTER_BACKWARD(name)                                                                                  \
+  int name(const void* grad, const int64_t* slots, void* grad_embedded, void* grad_features, int64_t rows,         \
+           int64_t count, int64_t first, int64_t row_bytes, void* stream)
+OV_SCATTER_BACKWARD(ov_scatter_backward);
+OV_SCATTER_BACKWARD(ov_scatter_backward_twin);
+
 }  // extern "C"

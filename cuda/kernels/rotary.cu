@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS)
   __shared__ float sine[TOKENS * MAX_HALF];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * TOKENS;
   const int count = static_cast<int>(min(static_cast<int64_t>(TOKENS), tokens - first));
-  for (int i = threadIdx.x; i < count * half; i += THREADS) {
+  for (int i = thread_number(); i < count * half; i += THREADS) {
     float s, c;
     sincosf(angles[first * half + i], &s, &c);
     cosine[i] = c;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(THREADS)
   }
   __syncthreads();
   const int groups = half / WIDTH, heads = q.heads + k.heads;
-  for (int item = threadIdx.x; item < count * heads * groups; item += THREADS) {
+  for (int item = thread_number(); item < count * heads * groups; item += THREADS) {
     const int group = item % groups, rest = item / groups;
     const int head = rest % heads, row = rest / heads;
     const float *c = cosine + row * half, *s = sine + row * half;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(LANES* PARTS)
     rotary_angles_kernel(OvHeads q, OvHeads k, OvHeads grad_q, OvHeads grad_k, float* out, int half) {
   __shared__ float sums[PARTS][LANES];
   const int64_t token = blockIdx.x;
-  const int lane = threadIdx.x % LANES, part = threadIdx.x / LANES;
+  const int lane = thread_number() % LANES, part = thread_number() / LANES;
   for (int base = 0; base < half; base += LANES) {
     const int j = base + lane;
     if (j < half) {

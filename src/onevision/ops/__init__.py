@@ -3,6 +3,7 @@
     build       compile the library, or the kernels' source for the CPU
     library     load it; shapes for tracing, gradients
     rotary      rotary embedding of q and k
+    scatter     image features into the embedded sequence
     check       `make cuda-check`
 
 On a CPU the ops are computed by their twins, plain C++.
