@@ -50,4 +50,61 @@ OV_SCATTER(ov_scatter_twin);
 OV_SCATTER_BACKWARD(ov_scatter_backward);
 OV_SCATTER_BACKWARD(ov_scatter_backward_twin);
 
+// Samples that lie end to end: sample s has ids[offsets[s] .. offsets[s + 1]), and pack p has the samples
+// packs[p] .. packs[p + 1], one or more, which together are not longer than sequence_length.
+struct OvSamples {
+  const int64_t* ids;
+  const uint8_t* target;   // 1 on the tokens that are learned
+  const int64_t* offsets;  // [sample_count + 1]
+  const int64_t* packs;    // [pack_count + 1]
+  int64_t sample_count, pack_count, sequence_length;
+  int64_t filling;       // the token behind the last sample of a pack
+  int64_t image_pad;     // the token whose places are image_slots
+  int64_t image_tokens;  // how many of them there should be
+};
+
+// pack_count * sequence_length places.
+struct OvBatch {
+  int64_t* tokens;
+  int64_t* labels;
+  float* loss_mask;
+  int64_t* position_ids;
+  int32_t* cu_seqlens;    // [sample_count + 1]
+  int64_t* image_slots;   // [image_tokens]; -1 where there are fewer
+  int64_t* image_count;   // [1], how many there are
+  int32_t* block_images;  // scratch, [ov_assemble_blocks(places)]
+};
+
+#define OV_ASSEMBLE(name) int name(OvSamples in, OvBatch out, void* stream)
+OV_ASSEMBLE(ov_assemble);
+OV_ASSEMBLE(ov_assemble_twin);
+int64_t ov_assemble_blocks(int64_t places);
+int64_t ov_assemble_blocks_twin(int64_t places);
+
+// An image of height x width pixels that becomes rows x columns patches; see resize.h for plans.
+struct OvImage {
+  int64_t offset;  // of its first byte; red, green and blue alternate, row by row
+  int64_t height, width, rows, columns;
+  int64_t plan_x, plan_y;  // where the plans of its columns and of its rows begin
+};
+
+struct OvImages {
+  const uint8_t* pixels;
+  const OvImage* images;        // [count]
+  const int64_t* plan_offsets;  // [2 * count + 1], samples along the width and the height of each image, summed up
+  const int64_t* tile_offsets;  // [count + 1], 2 x 2 blocks of patches, summed up
+  int64_t count, plan_count, tile_count;
+};
+
+// A value is byte * scale + shift.
+struct OvScale {
+  float scale[3], shift[3];
+};
+
+// out: [4 * tile_count, 588]; plans: scratch, which the twin does without.
+#define OV_RESIZE_PATCHES(name) \
+  int name(int dtype, OvImages in, OvScale scale, int32_t* plans, void* out, void* stream)
+OV_RESIZE_PATCHES(ov_resize_patches);
+OV_RESIZE_PATCHES(ov_resize_patches_twin);
+
 }  // extern "C"

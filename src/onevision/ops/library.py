@@ -10,7 +10,7 @@ import torch
 from onevision.errors import InputError
 from onevision.ops.build import FOLDER, Library
 
-_OPS = ("rotary", "scatter")  # the modules of this package that register an op each
+_OPS = ("assemble", "patches", "rotary", "scatter")  # the modules of this package that register an op each
 
 
 def here() -> Library:
