@@ -134,6 +134,14 @@ slurm-check: $(READY)  ## disturb real jobs in every way there is, and show that
 scripts: $(READY)  ## write the plain sbatch scripts of sbatch/ anew
 	@$(JOBS) scripts
 
+##@ GPU
+
+cuda: $(READY)  ## build the ops of cuda/ for this machine's GPU, or their CPU twins, into cuda/build
+	@$(JOBS) cuda
+
+cuda-check: $(READY)  ## without a GPU: compile for A800 and H100, run the kernels' source on the CPU
+	@$(JOBS) cuda-check
+
 ##@ Benchmarks
 
 bench-packing: $(READY)  ## the solver and its packs at 85M samples, beside peers
@@ -174,4 +182,5 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
   stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
+  cuda cuda-check \
   bench-packing bench-concepts bench-data test-fast lint clean-demo
