@@ -24,7 +24,7 @@ CHECKED = ("80", "90")  # A800 and H100
 TARGET = "0x020a000000000000"  # of the stable ABI: PyTorch 2.10 and all later ones can load the library
 # Sums are written as they are to be computed: the twin and the kernel must round alike.
 GXX = ("g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
-NVCC = ("nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Werror=all-warnings", "-fmad=false", "-Xptxas=-v")
+NVCC = ("nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Werror=all-warnings", "-fmad=false", "-Xptxas=-v", "-t2")
 # What is undefined in C++ ends the process.
 EMULATE = (*GXX, "-DONEVISION_EMULATED", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-x", "c++")
 TORCH = ("torch_cpu", "torch_cuda")

@@ -16,9 +16,16 @@ Case = Callable[[Any], Sequence[Tensor]]  # of a namespace of torch.ops: the op'
 
 def extremes() -> Iterator[tuple[str, str, Case]]:
     """Op, what is extreme, and the case."""
-    for tokens, what in ((0, "no token"), (1, "1 patch"), (5, "1 image of 4 patches"), (10_000, "10,000 tokens")):
+    for tokens, head_dim, what in (
+        (0, 32, "no token"),
+        (1, 32, "1 patch"),
+        (5, 64, "1 image of 4 patches"),
+        (9, 256, "heads of 256"),
+        (9, 20, "heads of 20, which are not moved 16 bytes at once"),
+        (10_000, 32, "10,000 tokens"),
+    ):
         for dtype in DTYPES:
-            yield "rotary", f"{what}, {_name(dtype)}", _rotary(tokens, dtype)
+            yield "rotary", f"{what}, {_name(dtype)}", _rotary(tokens, head_dim, dtype)
     for name, rows, slots, width in (
         ("no text", 4, 4, 96),
         ("no image", 4, 0, 96),
@@ -90,11 +97,10 @@ def _scatter(rows: int, count: int, width: int, dtype: torch.dtype) -> Case:
     return results
 
 
-def _rotary(tokens: int, dtype: torch.dtype) -> Case:
+def _rotary(tokens: int, head_dim: int, dtype: torch.dtype) -> Case:
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(tokens, 2, 96, generator=generator).to(dtype).split((64, 32), dim=-1)
-    q = q[..., :32]
-    angles = 50 * torch.randn(tokens, 16, generator=generator)
+    q, k, _ = torch.randn(tokens, 2, 3 * head_dim, generator=generator).to(dtype).split(head_dim, dim=-1)
+    angles = 50 * torch.randn(tokens, head_dim // 2, generator=generator)
 
     def results(ops: Any) -> Sequence[Tensor]:
         turned = ops.rotary(q, k, angles, False)
