@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onevision.errors import InputError
+from onevision.errors import DataError, InputError
 from onevision.files import read_json, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.ranks import ALONE, Ranks
@@ -167,6 +167,21 @@ def forget(folder: str | Path) -> None:
     """Have the step of `folder` run again, whatever its inputs; it stays a step's output, which a step may replace."""
     done = Path(folder) / "step.json"
     write_json(done, read_json(done) | {"key": ""})
+
+
+def forget_damaged(
+    folder: str | Path, check: Callable[[], object], what: str, report: Callable[[str], None]
+) -> None:
+    """Have the step of `folder` run again when `check()`, which opens what it wrote, finds it damaged; `report` gets a
+    line that begins with `what`.
+    """
+    if not (Path(folder) / "step.json").exists():
+        return
+    try:
+        check()
+    except (DataError, InputError) as error:
+        report(f"{what}: {error}")
+        forget(folder)
 
 
 def step_summary(folder: str | Path) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from onevision.recipe import ConceptRecipe, DataRecipe, Recipe, save_recipe
 from tests.concepts.test_counts import CAPTIONS, captioned
 from tests.concepts.tiny_clip import DIMENSION, save_tiny_clip
 from tests.fixtures import tiny_tokenizer, write_records
+from tests.kills import kill_after_parts
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 PROGRAM = """
@@ -180,15 +178,7 @@ def test_three_ranks_that_go_on_after_a_kill_leave_what_one_leaves(recipe: Recip
     assert alone.summary["concepts"] > 3 * PART_NAMES  # four parts
 
     output, work = tmp_path / "killed", tmp_path / ".killed.parts"
-    job = subprocess.Popen(command(file, output, 2), start_new_session=True)
-    try:
-        end = time.monotonic() + 200
-        while not list(work.glob("part-*.json")) and job.poll() is None:
-            assert time.monotonic() < end
-            time.sleep(0.001)
-    finally:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+    kill_after_parts(command(file, output, 2), work, 1)
     assert not output.exists() and list(work.glob("part-*.json"))
     first = {path.name: path.stat().st_mtime_ns for path in work.glob("part-*.json")}
     assert 1 <= len(first) < 4

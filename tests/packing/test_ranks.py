@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from benchmarks.packing.synthetic import write
 from onevision.files import read_json
 from onevision.packing.index import FILE, PackIndex
+from tests.kills import kill_after_parts
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 SETTINGS = ["part_samples=2000", "max_patches=26000"]
@@ -60,15 +58,7 @@ def test_any_number_of_ranks_leaves_the_same_packs(corpus: Path, alone: Path, ra
 def test_killed_ranks_leave_what_a_rerun_goes_on_with(corpus: Path, alone: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "packs", tmp_path / ".packs.parts"
     for parts in (2, 7, 12):
-        job = subprocess.Popen(command(corpus, output, 2), start_new_session=True)
-        try:
-            end = time.monotonic() + 120
-            while len(list(work.glob("part-*.json"))) < parts and job.poll() is None:
-                assert time.monotonic() < end
-                time.sleep(0.001)
-        finally:
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+        kill_after_parts(command(corpus, output, 2), work, parts)
         assert not output.exists()
         assert len(list(work.glob("part-*.json"))) >= parts
     before = {path.name: path.stat().st_mtime_ns for path in work.glob("packs-*.h5")}

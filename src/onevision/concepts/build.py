@@ -8,7 +8,7 @@ readings of samples, and the columns of one part.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from onevision.fingerprint import value_digest
 from onevision.progress import Progress
 from onevision.ranks import ALONE, Ranks
 from onevision.recipe import Recipe
-from onevision.steps import StepResult, forget, forget_part, run_parts
+from onevision.steps import StepResult, forget_damaged, forget_part, run_parts
 
 READ_BATCHES = 4  # batches of the encoder that are read at once, so that it has the next one at hand
 
@@ -61,7 +61,7 @@ def build_concepts(
     output = Path(output)
     step = _Concepts(recipe, ranks)
     if ranks.rank == 0:
-        _forget_damaged(output, report)
+        forget_damaged(output, partial(ConceptIndex.open, output), "the concepts are looked for again", report)
     result = run_parts("concepts", output, step.inputs, step.parts, step.build, step.finish, ranks)
     summary = result.summary
     step.check_damage(summary["damaged"], summary["damage"])
@@ -240,14 +240,3 @@ def _search_note(search: dict[str, Any] | None) -> str:
         return ""
     note = f"; search by {search['first_pass']}, exact scores for {search['scored_fraction']:.2%} of the pairs"
     return note + (f", recall {search['recall']:.4f}" if search["recall"] is not None else "")
-
-
-def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
-    """Make the step run again when its output no longer is what it wrote."""
-    if not (output / "step.json").exists():
-        return
-    try:
-        ConceptIndex.open(output)
-    except (DataError, InputError) as error:
-        report(f"the concepts are looked for again: {error}")
-        forget(output)

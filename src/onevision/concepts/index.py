@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from onevision.corpus import hdf5
 from onevision.corpus.hdf5 import Column
-from onevision.errors import DataError, InputError
+from onevision.errors import DataError
 from onevision.fingerprint import value_digest
 
 FORMAT_VERSION = 1
@@ -131,23 +131,14 @@ class ConceptIndex:
             DataError: concepts.h5 is damaged, or a part of it is missing or another one than it was.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make concepts`, or set concepts.index to its folder")
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                values: dict[str, Any] = {"count": hdf5.mapped(path, file["count"]), "embedding": None}
-                shown = hdf5.open_parts(path, file, [*COLUMNS, *([EMBEDDING] if EMBEDDING in file else [])])
-                values |= {_field(name): column for name, column in shown.items()}
-                values |= {name: str(file.attrs[name]) for name in STRINGS}
-                values |= {name: int(file.attrs[name]) for name in NUMBERS}
-                values["min_score"] = float(file.attrs["min_score"])
-        except DataError as error:
-            raise DataError(f"{error}: {AGAIN}") from None
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
+        absent = "run `make concepts`, or set concepts.index to its folder"
+        with hdf5.opened(path, FORMAT_VERSION, absent, AGAIN) as file:
+            values: dict[str, Any] = {"count": hdf5.mapped(path, file["count"]), "embedding": None}
+            shown = hdf5.open_parts(path, file, [*COLUMNS, *([EMBEDDING] if EMBEDDING in file else [])])
+            values |= {_field(name): column for name, column in shown.items()}
+            values |= {name: str(file.attrs[name]) for name in STRINGS}
+            values |= {name: int(file.attrs[name]) for name in NUMBERS}
+            values["min_score"] = float(file.attrs["min_score"])
         index = cls(path=path, **values)
         index._check_columns()
         return index

@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -27,14 +27,14 @@ from onevision.concepts.counts import count_corpus
 from onevision.concepts.encoders import Encoder, load_encoder
 from onevision.concepts.encoders.weights import unit
 from onevision.concepts.names import Names, collect_names, uses_corpus
-from onevision.corpus.hdf5 import create, mapped
+from onevision.corpus.hdf5 import create, mapped, opened
 from onevision.errors import DataError, InputError
 from onevision.files import replacing, write_text
 from onevision.fingerprint import bytes_digest, value_digest
 from onevision.progress import Progress
 from onevision.ranks import ALONE, Ranks
 from onevision.recipe import Recipe
-from onevision.steps import StepResult, forget, run_parts
+from onevision.steps import StepResult, forget_damaged, run_parts
 
 FORMAT_VERSION = 1
 FILE = "vocabulary.h5"
@@ -69,27 +69,20 @@ class Vocabulary:
             DataError: it is damaged.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make vocabulary`, or set concepts.vocabulary to its folder")
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                vocabulary = cls(
-                    path=path,
-                    names=tuple(name.decode() for name in file["name"][()].tolist()),
-                    provenance=file["provenance"][()],
-                    frequency=file["frequency"][()],
-                    embedding=mapped(path, file["embedding"]),
-                    dimension=int(file.attrs["dimension"]),
-                    encoder=str(file.attrs["encoder"]),
-                    templates=tuple(json.loads(file.attrs["templates"])),
-                    fingerprint=str(file.attrs["fingerprint"]),
-                )
-                concepts = int(file.attrs["concepts"])
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
+        absent = "run `make vocabulary`, or set concepts.vocabulary to its folder"
+        with opened(path, FORMAT_VERSION, absent, AGAIN) as file:
+            vocabulary = cls(
+                path=path,
+                names=tuple(name.decode() for name in file["name"][()].tolist()),
+                provenance=file["provenance"][()],
+                frequency=file["frequency"][()],
+                embedding=mapped(path, file["embedding"]),
+                dimension=int(file.attrs["dimension"]),
+                encoder=str(file.attrs["encoder"]),
+                templates=tuple(json.loads(file.attrs["templates"])),
+                fingerprint=str(file.attrs["fingerprint"]),
+            )
+            concepts = int(file.attrs["concepts"])
         columns = (vocabulary.names, vocabulary.provenance, vocabulary.frequency)
         shape = (concepts, vocabulary.dimension)
         if {len(column) for column in columns} != {concepts} or vocabulary.embedding.shape != shape:
@@ -177,7 +170,7 @@ def build_vocabulary(
         "format_version": FORMAT_VERSION,
     }
     if ranks.rank == 0:
-        _forget_damaged(output, report)
+        forget_damaged(output, partial(Vocabulary.open, output), "the vocabulary is made again", report)
     embedding = _Embedding(names, encoder, concepts.templates if encoder else [], show=ranks.rank == 0)
     result = run_parts("vocabulary", output, inputs, embedding.parts, embedding.embed, embedding.finish, ranks)
     if ranks.rank == 0:
@@ -267,14 +260,3 @@ class _Embedding:
 
 def _part_file(folder: Path, part: int) -> Path:
     return folder / f"embedding-{part:05d}.npy"
-
-
-def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
-    """Make the step run again when its output no longer is what it wrote."""
-    if not (output / "step.json").exists():
-        return
-    try:
-        Vocabulary.open(output)
-    except (DataError, InputError) as error:
-        report(f"the vocabulary is made again: {error}")
-        forget(output)

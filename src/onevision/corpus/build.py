@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from onevision.corpus.part import build_part
 from onevision.corpus.record import Record
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import load_tokenizer
-from onevision.errors import DataError, InputError
+from onevision.errors import DataError
 from onevision.fingerprint import value_digest
 from onevision.progress import Progress
 from onevision.ranks import ALONE, Ranks
 from onevision.recipe import DataRecipe
-from onevision.steps import StepResult, forget, run_parts
+from onevision.steps import StepResult, forget_damaged, run_parts
 
 
 def build_corpus(
@@ -66,7 +67,7 @@ def build_corpus(
         "format_version": FORMAT_VERSION,
     }
     if ranks.rank == 0:
-        _forget_damaged(output, report)
+        forget_damaged(output, partial(CorpusIndex.open, output), "the corpus is built again", report)
     watch = _Watch(len(listing.units), ranks)
 
     def build(folder: Path, k: int) -> dict[str, Any]:
@@ -153,14 +154,3 @@ def _line(output: Path, result: StepResult) -> str:
         f"{summary['rejected']} rejected{_reasons(summary['rejects_by_reason'], ': ')}"
         + (" (unchanged)" if result.skipped else "")
     )
-
-
-def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
-    """Make the step run again when its output no longer is what it wrote."""
-    if not (output / "step.json").exists():
-        return
-    try:
-        CorpusIndex.open(output)
-    except (DataError, InputError) as error:
-        report(f"the corpus is built again: {error}")
-        forget(output)

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from onevision.errors import DataError
+from onevision.errors import DataError, InputError
 
 FEW = 64  # rows that are faster looked up one by one than piece by piece
 
@@ -94,6 +94,30 @@ class Column:
             here = home == number
             values[here] = self.pieces[number][rows[here] - self._start[number]]
         return values
+
+
+@contextmanager
+def opened(path: Path, format_version: int, absent: str, again: str) -> Iterator[h5py.File]:
+    """Yield the file `path` of an index to be read; what the block finds wrong with it is told in one line.
+
+    `absent` says what to do where there is none, `again` how it is made again.
+
+    Raises:
+        InputError: there is no such file, or it has another format.
+        DataError: it is damaged, or, as `open_parts` finds, a part of it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: {absent}")
+    try:
+        with h5py.File(path, "r") as file:
+            version = file.attrs["format_version"]
+            if version != format_version:
+                raise InputError(f"{path} has format {version}, not {format_version}: {again}")
+            yield file
+    except DataError as error:
+        raise DataError(f"{error}: {again}") from None
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}): {again}") from None
 
 
 @contextmanager

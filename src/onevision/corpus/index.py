@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from onevision.corpus import hdf5
 from onevision.corpus.hdf5 import Column
-from onevision.errors import DataError, InputError
+from onevision.errors import DataError
 from onevision.fingerprint import value_digest
 
 FORMAT_VERSION = 2
@@ -119,19 +119,10 @@ class CorpusIndex:
             DataError: corpus.h5 is damaged, or a part or a shard is missing, truncated, too long or of another making.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make corpus`, or set data.corpus to a corpus folder")
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: run `make corpus` again")
-                index = cls(path=path, **_columns(path, file))
-                samples = int(file.attrs["samples"])
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): run `make corpus` again") from None
-        except DataError as error:
-            raise DataError(f"{error}: run `make corpus` again") from None
+        absent = "run `make corpus`, or set data.corpus to a corpus folder"
+        with hdf5.opened(path, FORMAT_VERSION, absent, "run `make corpus` again") as file:
+            index = cls(path=path, **_columns(path, file))
+            samples = int(file.attrs["samples"])
         index._check_counts(samples)
         if check_shards:
             index._check_shards()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from onevision.packing.summary import TABLES, pack_columns, part_facts, summaris
 from onevision.progress import Progress
 from onevision.ranks import ALONE, Ranks
 from onevision.recipe import DataRecipe
-from onevision.steps import StepResult, forget, run_parts
+from onevision.steps import StepResult, forget_damaged, run_parts
 
 OVERLONG = "overlong.parquet"
 READ_ROWS = 1 << 20  # rows of the corpus that are looked at at a time
@@ -85,7 +86,7 @@ def pack_corpus(
         )
     inputs = {**attributes, "reject_threshold": data.reject_threshold, "format_version": FORMAT_VERSION}
     if ranks.rank == 0:
-        _forget_damaged(output, report)
+        forget_damaged(output, partial(PackIndex.open, output), "the packs are made again", report)
     packing = _Packing(data, corpus, attributes, show=ranks.rank == 0)
     result = run_parts("pack", output, inputs, packing.parts.count, packing.pack, packing.finish, ranks)
     if data.single_file:
@@ -198,14 +199,3 @@ class _Packing:
         else:
             self._progress.done = samples
             self._progress.show("")
-
-
-def _forget_damaged(output: Path, report: Callable[[str], None]) -> None:
-    """Make the step run again when its output no longer is what it wrote."""
-    if not (output / "step.json").exists():
-        return
-    try:
-        PackIndex.open(output)
-    except (DataError, InputError) as error:
-        report(f"the packs are made again: {error}")
-        forget(output)

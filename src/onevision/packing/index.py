@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, write_part
+from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, opened, write_part
 from onevision.corpus.index import CorpusIndex
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import Tokenizer
@@ -99,24 +99,15 @@ class PackIndex:
             DataError: packs.h5 is damaged, or a part of it is missing or another one than it was.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make pack`, or set data.packs to a packs folder")
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                values: dict[str, Any] = {START: mapped(path, file[START])}
-                if "parts" in file:
-                    values |= open_parts(path, file, list(COLUMNS))
-                else:
-                    values |= {name: Column([mapped(path, file[name])]) for name in COLUMNS}
-                values |= {name: str(file.attrs[name]) for name in FINGERPRINTS}
-                values |= {name: int(file.attrs[name]) for name in NUMBERS}
-        except DataError as error:
-            raise DataError(f"{error}: {AGAIN}") from None
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
+        absent = "run `make pack`, or set data.packs to a packs folder"
+        with opened(path, FORMAT_VERSION, absent, AGAIN) as file:
+            values: dict[str, Any] = {START: mapped(path, file[START])}
+            if "parts" in file:
+                values |= open_parts(path, file, list(COLUMNS))
+            else:
+                values |= {name: Column([mapped(path, file[name])]) for name in COLUMNS}
+            values |= {name: str(file.attrs[name]) for name in FINGERPRINTS}
+            values |= {name: int(file.attrs[name]) for name in NUMBERS}
         index = cls(path=path, **values)
         index._check_columns()
         return index

@@ -16,6 +16,7 @@ from onevision.corpus.index import CorpusIndex
 from onevision.files import read_json
 from onevision.recipe import Recipe, save_recipe
 from tests.concepts.balance.common import duplicated_recipe
+from tests.kills import kill_after_parts
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 PARTS = 60
@@ -77,15 +78,7 @@ def test_any_number_of_ranks_leaves_the_same_bytes(recipe: Path, alone: Path, ra
 def test_killed_ranks_leave_what_a_rerun_goes_on_with(recipe: Path, alone: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "balanced", tmp_path / ".balanced.parts"
     for parts in (1, 15, 30):
-        job = subprocess.Popen(command(recipe, output, 2), start_new_session=True)
-        try:
-            end = time.monotonic() + 120
-            while len(list(work.glob("part-*.json"))) < parts and job.poll() is None:
-                assert time.monotonic() < end
-                time.sleep(0.0005)
-        finally:
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+        kill_after_parts(command(recipe, output, 2), work, parts)
         assert not output.exists()
         assert len(list(work.glob("part-*.json"))) >= parts
         assert list(work.glob("duplicates-*.npy"))

@@ -36,7 +36,7 @@ from onevision.lineage import write_lineage
 from onevision.progress import Progress
 from onevision.ranks import ALONE, Ranks
 from onevision.recipe import ConceptRecipe, Recipe
-from onevision.steps import StepResult, forget, run_parts
+from onevision.steps import StepResult, forget_damaged, run_parts
 
 
 def build_balance(
@@ -72,7 +72,12 @@ def build_balance(
         "format_version": FORMAT_VERSION,
     }
     if ranks.rank == 0:
-        _forget_damaged(output, not recipe.data.shards, report)
+
+        def check() -> None:
+            CorpusIndex.open(output, check_shards=not recipe.data.shards)
+            BalanceIndex.open(output)
+
+        forget_damaged(output, check, "the selection is drawn again", report)
     step = _Balancing(recipe, corpus, index, quotas, settings, shard_folder, inputs, ranks)
     parts = len(corpus.shards)
     result = run_parts("balance", output, inputs, parts, step.build, step.finish, ranks, step.prepare)
@@ -261,15 +266,3 @@ def _line(output: Path, result: StepResult) -> str:
         + (f"; quotas not reached: {short}" if short else "")
         + (" (unchanged)" if result.skipped else "")
     )
-
-
-def _forget_damaged(output: Path, check_shards: bool, report: Callable[[str], None]) -> None:
-    """Make the step run again when its output no longer is what it wrote."""
-    if not (output / "step.json").exists():
-        return
-    try:
-        CorpusIndex.open(output, check_shards)
-        BalanceIndex.open(output)
-    except (DataError, InputError) as error:
-        report(f"the selection is drawn again: {error}")
-        forget(output)

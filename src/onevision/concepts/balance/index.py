@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from onevision.corpus import hdf5
 from onevision.corpus.hdf5 import Column
-from onevision.errors import DataError, InputError
+from onevision.errors import DataError
 from onevision.fingerprint import value_digest
 
 FORMAT_VERSION = 1
@@ -73,22 +72,13 @@ class BalanceIndex:
             DataError: balance.h5 is damaged, or a part of it is missing or another one than it was.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: run `make balance`, or set data.balanced to its folder")
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} has format {version}, not {FORMAT_VERSION}: {AGAIN}")
-                values: dict[str, Any] = {name: hdf5.mapped(path, file[name]) for name in COUNTS}
-                values |= hdf5.open_parts(path, file, list(COLUMNS))
-                values |= {name: str(file.attrs[name]) for name in STRINGS}
-                values |= {name: int(file.attrs[name]) for name in ("samples", "concepts", "drawn")}
-                values["settings"] = json.loads(file.attrs["settings"])
-        except DataError as error:
-            raise DataError(f"{error}: {AGAIN}") from None
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
+        absent = "run `make balance`, or set data.balanced to its folder"
+        with hdf5.opened(path, FORMAT_VERSION, absent, AGAIN) as file:
+            values: dict[str, Any] = {name: hdf5.mapped(path, file[name]) for name in COUNTS}
+            values |= hdf5.open_parts(path, file, list(COLUMNS))
+            values |= {name: str(file.attrs[name]) for name in STRINGS}
+            values |= {name: int(file.attrs[name]) for name in ("samples", "concepts", "drawn")}
+            values["settings"] = json.loads(file.attrs["settings"])
         index = cls(path=path, **values)
         lengths = {len(getattr(index, name)) for name in COUNTS}
         if {len(index.weight), len(index.fate)} != {index.samples} or lengths != {index.concepts}:

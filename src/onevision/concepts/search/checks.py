@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,26 @@ def vocabulary_rows(embedding: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.f
         raise InputError(f"vocabulary: {_kind(embedding)}; it must be float16 or float32 [concepts, dimension]")
     rows = as_rows(embedding)
     return rows, _lengths(rows, "concept")
+
+
+def by_blocks(
+    search: Callable[[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]], None],
+    queries: NDArray[np.float32],
+    k: int,
+    rows: NDArray[Any],
+    block: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """What `ConceptSearch.top` gives: `search(queries, concept, score)` writes [n, k] for at most `block` queries.
+
+    Raises:
+        InputError, DataError: as `check_queries`.
+    """
+    check_queries(queries, k, rows)
+    concept, score = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
+    for begin in range(0, len(queries), block):
+        part = slice(begin, begin + block)
+        search(queries[part], concept[part], score[part])
+    return concept, score
 
 
 def check_queries(queries: NDArray[Any], k: int, rows: NDArray[Any]) -> None:

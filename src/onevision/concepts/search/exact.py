@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onevision.concepts.search import kernels
-from onevision.concepts.search.checks import check_queries, vocabulary_rows
+from onevision.concepts.search.checks import by_blocks, vocabulary_rows
 from onevision.concepts.search.firstpass import FirstPass, FloatPass, Int8Pass, int8_is_better
 from onevision.concepts.search.stats import SearchStats
 from onevision.concepts.search.threads import over_rows
@@ -49,12 +49,7 @@ class ExactSearch:
 
     def top(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """See ConceptSearch."""
-        check_queries(queries, k, self._rows)
-        concept, score = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
-        for begin in range(0, len(queries), BLOCK):
-            block = slice(begin, begin + BLOCK)
-            self._top(queries[block], concept[block], score[block])
-        return concept, score
+        return by_blocks(self._top, queries, k, self._rows, BLOCK)
 
     def _top(self, queries: NDArray[np.float32], best: NDArray[np.int32], score: NDArray[np.float32]) -> None:
         """Write the best concepts of a block of queries to `best` and `score`."""
