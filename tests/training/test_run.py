@@ -7,15 +7,17 @@ import fcntl
 import os
 import platform
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onevision.errors import Busy, InputError
+from onevision.files import read_json, write_json
 from onevision.recipe import Recipe, recipe_from
 from onevision.training import run as run_folder
-from onevision.training.run import deciding_values, lock_run
+from onevision.training.run import deciding_values, lock_run, open_run
 from tests.forks import forked, wait_for
 
 
@@ -79,3 +81,23 @@ def test_what_decides_a_result_are_a_mixtures_values_and_not_where_its_shards_li
     assert deciding_values(mixture(shards="s3://bucket/c")) == values
     changed = deciding_values(mixture(weight=3))
     assert {key for key in values if values[key] != changed[key]} == {"data.mixture[1].weight"}
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    recipe = recipe_from({"output": str(tmp_path / "run"), "data": {"corpus": "c", "packs": "p"}})
+    inputs = {"corpus": "1", "packs": "2"}
+    record = open_run(recipe, inputs) / "run.json"
+    before = read_json(record)
+    older = {key: value for key, value in before["values"].items() if key != "data.balanced"}
+    assert len(older) < len(before["values"])
+    write_json(record, {**before, "values": older})
+    open_run(recipe, inputs)
+    other = replace(recipe, data=replace(recipe.data, balanced="b"))
+    with pytest.raises(InputError, match=r"data\.balanced='b' \(was ''\)"):
+        open_run(other, inputs)
+
+
+def test_how_concepts_were_found_is_no_setting_of_a_run(tmp_path: Path) -> None:
+    recipe = recipe_from({"output": str(tmp_path / "run")})
+    open_run(recipe, {})
+    open_run(replace(recipe, concepts=replace(recipe.concepts, top_k=3)), {})

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "parallel",
     "checkpoint",
     "evaluation",
+    "concepts",  # what was drawn by them is known by the fingerprints of corpus and packs
     "train.log_interval",
     "train.threads",
     "train.hang_seconds",
@@ -92,9 +93,11 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
     if not record.exists():
         return None
     before = read_json(record)
+    # A run of an older version has no value for a key that is newer: it ran as the key's default does.
+    values = deciding_values(Recipe()) | before["values"]
     changed = [
         f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
-        for earlier, after in [(before["values"], deciding_values(recipe)), (before["inputs"], inputs)]
+        for earlier, after in [(values, deciding_values(recipe)), (before["inputs"], inputs)]
         for key in sorted({*earlier, *after} - set(unknown))
         if earlier.get(key) != after.get(key)
     ]
