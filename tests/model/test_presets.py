@@ -37,7 +37,7 @@ def test_parameters(device: torch.device, preset: str, language: float, adapter:
     assert round(billions(model), 1) == float(preset[0]) + {"4b": 0.7, "8b": 0.5}[preset]
 
 
-@pytest.mark.parametrize("preset", ["tiny", "4b", "8b"])
+@pytest.mark.parametrize("preset", ["tiny", "1.7b", "4b", "8b"])
 def test_every_parameter_has_one_place_in_the_mapping(device: torch.device, preset: str) -> None:
     model = meta_model(preset, device)
     groups = tensor_groups(PRESETS[preset])

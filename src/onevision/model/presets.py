@@ -80,6 +80,17 @@ PRESETS: dict[str, Architecture] = {
         ),
         init_std=0.06,
     ),
+    # The two of a single GPU, with the language models Qwen3-0.6B and Qwen3-1.7B (whose head is tied; here it is not).
+    "0.6b": Architecture(
+        "0.6b",
+        VisionArchitecture(),
+        LanguageArchitecture(28, 1024, 3072, 16, 8, 128, 151_936, 1_000_000.0, 40_960),
+    ),
+    "1.7b": Architecture(
+        "1.7b",
+        VisionArchitecture(),
+        LanguageArchitecture(28, 2048, 6144, 16, 8, 128, 151_936, 1_000_000.0, 40_960),
+    ),
     "4b": Architecture(
         "4b",
         VisionArchitecture(),
