@@ -7,8 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import OneVisionModel, freeze, language_config
+from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe
 from onevision.training.flops import Work, forward_flops, recompute_flops, step_flops

@@ -19,9 +19,10 @@ from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
 from onevision.lineage import write_lineage
+from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.layout import training_problems
-from onevision.model.onevision import OneVisionModel, freeze, language_config
+from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
