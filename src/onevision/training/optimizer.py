@@ -11,8 +11,6 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from onevision.errors import InputError
-from onevision.model.layout import FP8_LINE
 from onevision.model.onevision import OneVisionModel
 from onevision.recipe import OptimizerRecipe, Recipe
 
@@ -75,11 +73,6 @@ def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerRecipe, ste
 
 
 def precision_dtype(precision: str) -> torch.dtype:
-    """Dtype of the parameters for `train.precision`; BF16 keeps FP32 master weights in the optimizer.
-
-    Raises:
-        InputError: FP8, which is not part of this version.
-    """
-    if precision == "fp8":
-        raise InputError(FP8_LINE)
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    """Dtype of the parameters for `train.precision`; BF16 keeps FP32 master weights in the optimizer, and FP8 is what
+    the products of a BF16 model are computed in."""
+    return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[precision]
