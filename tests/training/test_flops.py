@@ -32,7 +32,7 @@ def counted(model_recipe: ModelRecipe) -> int:
     slots = torch.arange(1, 1 + len(patches) // 4)
     # The math backend is made of plain products, which the counter knows; it computes the whole square.
     with runtime_context(device), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(tokens, torch.arange(len(tokens)), bounds, patches, grid_thw, slots, labels=tokens).sum().backward()
+        model(tokens, torch.arange(len(tokens)), bounds, patches, grid_thw, slots, labels=tokens)[0].backward()
     return counter.get_total_flops()
 
 

@@ -26,6 +26,7 @@ class PackedBatch:
     tokens: torch.Tensor  # int64 [T]
     labels: torch.Tensor  # int64 [T]: tokens[i + 1] where loss_mask[i] is 1, else 0
     loss_mask: torch.Tensor  # float32 [T]: 1 where tokens[i + 1] is a target of the same sample
+    target_rows: torch.Tensor  # int64 [N]: where loss_mask is 1
     position_ids: torch.Tensor  # int64 [T]
     cu_seqlens: torch.Tensor  # int32 [S + 1]: segment s is cu_seqlens[s] to cu_seqlens[s + 1]
     patches: torch.Tensor  # float32 [P, 588]
@@ -129,6 +130,7 @@ class BatchLayout:
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
             loss_mask=torch.from_numpy(learned.astype(np.float32)),
+            target_rows=torch.from_numpy(np.flatnonzero(learned)),
             position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             patches=torch.from_numpy(self.patches),

@@ -9,9 +9,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from onevision.model.adapter import PatchMerger
-from onevision.model.attention import segment_params
+from onevision.model.attention import segment_params, to_device
 from onevision.model.configs import adapter_config, vision_config
+from onevision.model.loss import linear_cross_entropy
 from onevision.model.presets import Architecture
+from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import TORCH, Modules, block_spec
 from onevision.model.vision import RiceViT
 
@@ -36,10 +38,11 @@ class OneVisionModel(MegatronModule):
             block_spec(modules, language.num_layers, AttnMaskType.causal, qk_norm=True),
             vocab_size=language.vocab_size,
             max_sequence_length=language.max_position_embeddings,
-            position_embedding_type="rope",
-            rotary_base=language.rotary_base,
+            position_embedding_type="none",  # the attention is given the angles
             share_embeddings_and_output_weights=False,
         )
+        self.inverse_frequencies = inverse_frequencies(language.head_dim, language.rotary_base)
+        self.scatter = modules.scatter
         self.model_type = self.language.model_type
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
@@ -59,27 +62,36 @@ class OneVisionModel(MegatronModule):
         grid_thw: Tensor,
         image_slots: Tensor,
         labels: Tensor | None = None,
+        target_rows: Tensor | None = None,
         image_tokens: Tensor | None = None,
-    ) -> Tensor:
-        """Per-token loss [1, T] when `labels` is given, else logits [1, T, V].
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Loss when `labels` is given, else logits [1, T, V].
 
         tokens, position_ids, labels: int64 [T]; cu_seqlens int32 [S+1]; patches [P, 588]; grid_thw int64 [I, 3];
-        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. `image_tokens` [P/4, H] may be
-        given instead of being computed from the patches (generation asks for the same images many times).
+        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens and grid_thw lie on
+        the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being computed from the
+        patches (generation asks for the same images many times).
+
+        The loss is its sum over `target_rows` (int64 [N]; all rows where it is not given), float32, and that of each of
+        them, float32 [N], which has no gradient. The head is not computed for other rows.
         """
-        embedded = self.language.embedding(tokens[None], position_ids[None])  # [T, 1, H]
+        embedded = self.language.embedding(tokens[None], None)  # [T, 1, H]
         if image_tokens is None and len(grid_thw):
             image_tokens = self.image_tokens(patches, grid_thw)
         if image_tokens is not None:
-            embedded = embedded.index_copy(0, image_slots, image_tokens[:, None].to(embedded.dtype))
-        return self.language(
-            input_ids=tokens[None],
-            position_ids=position_ids[None],
+            embedded = self.scatter(embedded.squeeze(1), image_tokens.to(embedded.dtype), image_slots)[:, None]
+        hidden = self.language.decoder(
+            hidden_states=embedded,
             attention_mask=None,
-            decoder_input=embedded,
-            labels=None if labels is None else labels[None],
-            packed_seq_params=segment_params(cu_seqlens),
+            rotary_pos_emb=position_ids[:, None] * to_device(self.inverse_frequencies, position_ids.device),
+            packed_seq_params=segment_params(cu_seqlens, tokens.device),
         )
+        if labels is None:
+            return self.language.output_layer(hidden)[0].transpose(0, 1).contiguous()
+        hidden = hidden.squeeze(1)
+        if target_rows is not None:
+            hidden, labels = hidden.index_select(0, target_rows), labels.index_select(0, target_rows)
+        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels)
 
 
 def freeze(model: OneVisionModel, parts: list[str]) -> None:

@@ -22,9 +22,9 @@ from onevision.training.flops import Work
 def forward_step(
     batches: Iterator[PackedBatch], model: torch.nn.Module, *, categories: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-    """Per-token loss of one micro-batch, and the function that Megatron's schedule calls to sum it."""
+    """Loss of one micro-batch, and the function that Megatron's schedule calls to count it."""
     batch = next(batches)
-    losses = model(
+    total, losses = model(
         batch.tokens,
         batch.position_ids,
         batch.cu_seqlens,
@@ -32,25 +32,28 @@ def forward_step(
         batch.grid_thw,
         batch.image_slots,
         labels=batch.labels,
+        target_rows=batch.target_rows,
     )
-    return losses, partial(sum_loss, batch, categories)
+    return total, partial(count_loss, batch, categories, losses)
 
 
-def sum_loss(batch: PackedBatch, categories: int, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def count_loss(
+    batch: PackedBatch, categories: int, losses: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Sum of the loss over the target tokens, their number, and both per category for the log.
 
     Megatron adds the sums of all micro-batches and ranks and divides the gradients by the number of all target tokens:
     the loss is a mean per token of the global batch, however the tokens are spread.
     """
-    masked = losses.float().view(-1) * batch.loss_mask
-    category = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff().long())
+    segments = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff().long())
+    category = segments.index_select(0, batch.target_rows)
     by_category = torch.stack(
         [
-            torch.bincount(category, weights=masked.detach(), minlength=categories),
-            torch.bincount(category, weights=batch.loss_mask, minlength=categories),
+            torch.bincount(category, weights=losses, minlength=categories),
+            torch.bincount(category, minlength=categories).float(),
         ]
     )
-    return masked.sum(), batch.loss_mask.sum().int(), {"by_category": by_category}
+    return total, torch.tensor(len(losses), dtype=torch.int, device=total.device), {"by_category": by_category}
 
 
 @dataclass(frozen=True)
