@@ -42,7 +42,7 @@ class TrainRecipe:
     precision: str = "bf16"  # bf16, fp32, fp8 (needs Transformer Engine and compute capability 8.9 or higher)
     fp8_recipe: str = "tensorwise"  # FP8 scales: tensorwise (by a tensor's own maximum), delayed (by past maxima)
     fp8_bf16_layers: int = 0  # first and last layers of either transformer that stay in BF16; with tensorwise
-    grad_reduce_in_fp32: bool = True  # false, with bf16 or fp8: gradients are summed in BF16: half their memory, less exact
+    grad_reduce_in_fp32: bool = True  # false, with bf16 or fp8: gradients summed in BF16, half their memory, less exact
     tf32: bool = False  # with precision=fp32: products in TF32, several times as fast, 10 bits of mantissa
     init_from: str = ""  # run folder or checkpoint whose weights are the start; empty: initialised from the seed
     log_interval: int = 1  # steps between rows of metrics.jsonl

@@ -1,4 +1,4 @@
-"""Which building blocks a model is made of on this machine, and whether it can compute in FP8. Chosen once, and said."""
+"""Which modules a model is made of on this machine, and whether it can compute in FP8: chosen once, at start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from megatron.core.extensions import transformer_engine as te
 
 from onevision.errors import InputError
+from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
 
 TRANSFORMER_ENGINE, TORCH = "transformer_engine", "torch"
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0, Ampere (A100, A800) 8.0
@@ -56,6 +57,33 @@ def fp8_problem(backend: str, device: torch.device) -> str | None:
         reason = transformer_engine_problem(device) or "model.backend=torch"
         return f"train.precision=fp8 needs Transformer Engine ({reason}): {remedy}"
     return None
+
+
+def machine_problems(
+    model: ModelRecipe, train: TrainRecipe, optimizer: OptimizerRecipe, device: torch.device
+) -> list[str]:
+    """What a recipe asks for and `device` with its software has not, each with the remedy."""
+    try:
+        backend = resolve_backend(model.backend, device)
+    except InputError as error:
+        return [str(error)]
+    problems = []
+    if train.precision == "fp8" and (problem := fp8_problem(backend, device)):
+        problems.append(problem)
+    if optimizer.state_dtype != "fp32" and backend != TRANSFORMER_ENGINE:
+        problems.append(
+            f"optimizer.state_dtype={optimizer.state_dtype} needs Transformer Engine's Adam "
+            f"({transformer_engine_problem(device)}): use optimizer.state_dtype=fp32"
+        )
+    if train.tf32 and device.type != "cuda":
+        problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
+    recomputed = model.recompute_modules if model.recompute == "selective" else []
+    if "layernorm" in recomputed and backend == TRANSFORMER_ENGINE:
+        problems.append(
+            "model.recompute_modules: Transformer Engine's norms are one with the linear layers after them, so that "
+            "layernorm cannot be recomputed alone: leave it out, or use model.backend=torch"
+        )
+    return problems
 
 
 def backend_facts(backend: str, device: torch.device) -> list[str]:

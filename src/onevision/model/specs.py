@@ -24,7 +24,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from onevision.model.attention import Rotate, RotarySelfAttention, SegmentAttention
+from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
+from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
 from onevision.model.rotary import rotate
 
 
@@ -61,9 +62,13 @@ class Modules:
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device) -> Modules:
-    """Transformer Engine's modules on a GPU that has it, PyTorch's elsewhere."""
-    if device.type == "cuda" and te.HAVE_TE:
+def backend_modules(device: torch.device, name: str = "auto") -> Modules:
+    """The modules of `model.backend` on `device`; with auto Transformer Engine's on a GPU that has it, else PyTorch's.
+
+    Raises:
+        InputError: Transformer Engine is asked for by name and is no backend here.
+    """
+    if resolve_backend(name, device) == TRANSFORMER_ENGINE:
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,

@@ -19,8 +19,8 @@ from onevision.files import read_json, storage_errors, write_json
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
-# of ranks, changes results by rounding only, and so does the backend: a run must be able to go on when the cluster gives
-# it other nodes, or with less memory (recompute). Precision and FP8 scaling decide.
+# of ranks, changes results by rounding only, and so does the backend: a run must be able to go on when the cluster
+# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide.
 FREE_KEYS = (
     "name",
     "output",
