@@ -43,14 +43,12 @@ def sum_loss(batch: PackedBatch, categories: int, losses: Tensor) -> tuple[Tenso
     the loss is a mean per token of the global batch, however the tokens are spread.
     """
     masked = losses.float().view(-1) * batch.loss_mask
-    category = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff().long())
-    by_category = torch.stack(
-        [
-            torch.bincount(category, weights=masked.detach(), minlength=categories),
-            torch.bincount(category, weights=batch.loss_mask, minlength=categories),
-        ]
-    )
-    return masked.sum(), batch.loss_mask.sum().int(), {"by_category": by_category}
+    # On the host, where lengths are: on a device this, and torch.bincount, would wait for it.
+    category = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff())
+    category = category.to(masked.device, non_blocking=True)
+    sums = torch.zeros(2, categories, dtype=torch.float64, device=masked.device)
+    sums.index_add_(1, category, torch.stack([masked.detach(), batch.loss_mask]).double())
+    return masked.sum(), batch.loss_mask.sum().int(), {"by_category": sums}
 
 
 @dataclass(frozen=True)
