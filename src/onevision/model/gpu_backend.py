@@ -15,6 +15,7 @@ from megatron.core.optimizer import optimizer as megatron_steps
 from megatron.core.tensor_parallel import layers
 from torch import Tensor
 
+from onevision.model.loss import add_product
 from onevision.training.adam import FusedAdam
 
 
@@ -23,8 +24,8 @@ class WeightGradients:
 
     @staticmethod
     def wgrad_gemm_accum_fp32(inputs: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
-        """main_grad += grad_output.T @ inputs, float32 [m, n], of BF16 [k, m] and [k, n]."""
-        torch.addmm(main_grad, grad_output.t(), inputs, out_dtype=torch.float32, out=main_grad)
+        """main_grad += grad_output.T @ inputs, float32 [m, n], of [k, m] and [k, n]."""
+        add_product(main_grad, grad_output, inputs)
 
 
 def multi_tensor_l2norm(

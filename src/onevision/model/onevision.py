@@ -92,7 +92,8 @@ class OneVisionModel(MegatronModule):
         if target_rows is not None:
             target_rows = to_device(target_rows, hidden.device)
             hidden, labels = hidden.index_select(0, target_rows), labels.index_select(0, target_rows)
-        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels)
+        fused = self.config.gradient_accumulation_fusion
+        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels, into_main_grad=fused)
 
 
 def freeze(model: OneVisionModel, parts: list[str]) -> None:

@@ -7,7 +7,7 @@ which is where Transformer Engine's fused module keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from onevision.errors import InputError
 from onevision.model.attention import Rotate, RotarySelfAttention, SegmentAttention
+from onevision.model.fused import FusedNorm, GeluMLP
 from onevision.model.rotary import rotate
+from onevision.ops.library import load
+from onevision.ops.rotary import rotary
+from onevision.ops.scatter import scatter_features
 
 
 class TorchNorm:
@@ -61,17 +66,33 @@ class Modules:
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device) -> Modules:
-    """Transformer Engine's modules on a GPU that has it, PyTorch's elsewhere."""
-    if device.type == "cuda" and te.HAVE_TE:
+def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
+    """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
+
+    On a GPU both use the ops of `cuda/`.
+
+    Raises:
+        InputError: Transformer Engine is asked for and is not there, or the ops of `cuda/` are not built.
+    """
+    if backend == "transformer_engine" and not (device.type == "cuda" and te.HAVE_TE):
+        raise InputError(
+            "model.backend=transformer_engine needs a GPU and the package transformer-engine: use model.backend=torch"
+        )
+    if device.type != "cuda":
+        return TORCH
+    load()
+    if te.HAVE_TE and backend != "torch":
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,
             te.TENorm,
             te.TEDotProductAttention,
             te.TELayerNormColumnParallelLinear,
+            rotate=rotary,
+            scatter=scatter_features,
+            biased_mlp=GeluMLP,
         )
-    return TORCH
+    return replace(TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, biased_mlp=GeluMLP)
 
 
 def block_spec(

@@ -53,7 +53,8 @@ class StopRequest:
 def build_model(recipe: Recipe, device: torch.device) -> OneVisionModel:
     """The preset's model on `device`, initialised from the recipe's seed, with the recipe's parts frozen."""
     architecture = PRESETS[recipe.model.preset]
-    config = language_config(architecture, recipe.model, precision_dtype(recipe.train.precision))
+    dtype = precision_dtype(recipe.train.precision)
+    config = language_config(architecture, recipe.model, dtype, fused=device.type == "cuda")
     torch.manual_seed(recipe.seed)
     model = OneVisionModel(architecture, config, backend_modules(device))
     freeze(model, recipe.model.freeze)
