@@ -97,13 +97,14 @@ def reduce_totals(losses: list[dict[str, Tensor]], batches: list[PackedBatch], s
         dist.all_gather_object(ranks, mine, group=group)
     sums, skipped, signums, real, slots, patches = zip(*ranks, strict=True)
     all_images = [entry for rank in patches for entry in rank]
+    targets = [int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)]
     return StepTotals(
         loss_sums=[sum(values) for values in zip(*(rank[0] for rank in sums), strict=True)],
-        target_tokens=[int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)],
+        target_tokens=targets,
         skipped=sum(skipped),
         stop=max(signums),
-        real=Work([entry for rank in real for entry in rank], all_images),
-        slots=Work([entry for rank in slots for entry in rank], all_images),
+        real=Work([entry for rank in real for entry in rank], all_images, sum(targets)),
+        slots=Work([entry for rank in slots for entry in rank], all_images, sum(targets)),
     )
 
 
