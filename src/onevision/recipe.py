@@ -104,7 +104,7 @@ class ConceptRecipe:
 class ModelRecipe:
     """Which architecture, and which of its parts stay as they are."""
 
-    preset: str = "8b"  # tiny, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
+    preset: str = "8b"  # tiny, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
     freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
     recompute: str = "none"  # none, full (one layer at a time), selective (core attention)
     recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
@@ -193,7 +193,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "concepts.match": ("embedding", "substring"),
     "concepts.search": ("exact", "approximate"),
     "concepts.weighting": ("sum", "mean", "metaclip"),
-    "model.preset": ("tiny", "0.6b", "1.7b", "4b", "8b"),
+    "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.recompute": ("none", "full", "selective"),
     "train.precision": ("bf16", "fp32", "fp8"),
 }
