@@ -47,6 +47,7 @@ JOBS = {
     "report": Job("jobs.report:run", "report.html of a run folder"),
     "cuda": Job("jobs.cuda:run", "compile the ops of cuda/ for the GPUs of this machine, or their twins"),
     "cuda-check": Job("jobs.cuda:run_check", "compile the kernels for sm_80 and sm_90, run their source on the CPU"),
+    "gpu-check": Job("jobs.gpu_check:run", "on any GPU: correctness, parity and speed of the suite, and a report"),
     "scripts": Job("jobs.scripts:run", "write the plain sbatch scripts of sbatch/ anew"),
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class ModelRecipe:
     """Which architecture, and which of its parts stay as they are."""
 
-    preset: str = "8b"  # tiny, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
+    preset: str = "8b"  # tiny, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
     freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
@@ -69,7 +69,7 @@ class PerformanceRecipe:
 
 
 TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
-    "model.preset": ("tiny", "0.6b", "1.7b", "4b", "8b"),
+    "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.backend": ("auto", "transformer_engine", "torch"),
     "model.recompute": ("none", "full", "selective"),
     "optimizer.state_dtype": ("fp32", "bf16"),

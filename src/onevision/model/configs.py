@@ -23,11 +23,14 @@ def language_config(
     dtype: torch.dtype,
     *,
     initialize: bool = True,
+    fused: bool = False,
     train: TrainRecipe | None = None,
 ) -> TransformerConfig:
-    """Megatron's configuration of the language model. Fusions that need apex, TE or a compiler are off.
+    """Megatron's configuration of the language model.
 
-    `train` says whether products are computed in FP8, and with which scales; without it none are.
+    `fused`, on a GPU: elementwise chains are compiled into one kernel, and gradients of weights are added up in FP32 by
+    the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
+    none are.
     """
     language = architecture.language
     recompute: dict[str, object] = {}
@@ -62,10 +65,10 @@ def language_config(
         calculate_per_token_loss=True,
         perform_initialization=initialize,
         use_cpu_initialization=True,  # the same weights on any device and any layout
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
+        bias_dropout_fusion=fused,
+        bias_activation_fusion=fused,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
         **recompute,
         **fp8,
@@ -108,6 +111,7 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
         qk_layernorm=False,
         gated_linear_unit=False,
         activation_func=F.gelu,
+        bias_activation_fusion=False,  # Megatron's is GELU's approximation by tanh
         add_bias_linear=True,
         # replace() passes what __post_init__ derived from the language sizes; derive it again.
         init_method=None,

@@ -55,6 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows: int,
         group: dist.ProcessGroup | None,
         learning: bool,
+        into_main_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         on_gpu = hidden.is_cuda
         of_rows, of_logits = (_compiled["statistics"], _compiled["gradient"]) if on_gpu else (statistics, gradient)
@@ -85,7 +86,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if shared and grad_hidden is not None:
             dist.all_reduce(grad_hidden, group=group)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.dtype = weight.dtype
+        ctx.weight = weight
+        ctx.into_main_grad = into_main_grad
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -94,13 +96,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = torch.mul(grad_hidden, grad, out=torch.empty_like(grad_hidden))
-        if grad_weight is not None:
-            grad_weight = torch.mul(grad_weight, grad, out=torch.empty_like(grad_weight, dtype=ctx.dtype))
-        return grad_hidden, grad_weight, None, None, None, None
+        weight = ctx.weight
+        if grad_weight is not None and ctx.into_main_grad:
+            weight.main_grad.addcmul_(grad_weight, grad)
+            weight.grad_added_to_main_grad = True  # what is returned stands for a gradient, and is not looked at
+            grad_weight = torch.empty_like(weight)
+        elif grad_weight is not None:
+            grad_weight = torch.mul(grad_weight, grad, out=torch.empty_like(weight))
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, rows: int = ROWS, group: dist.ProcessGroup | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    rows: int = ROWS,
+    group: dist.ProcessGroup | None = None,
+    into_main_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of labels under the logits hidden @ weight.T.
 
@@ -109,11 +122,14 @@ def linear_cross_entropy(
         weight: [V, H]; with a tensor-parallel `group` this rank's V / size rows of it.
         labels: int64 [N], 0 to V - 1.
         rows: of logits that are held at once.
+        into_main_grad: add the weight's gradient to its `main_grad` in float32, as Megatron's linear layers do with
+            gradient_accumulation_fusion.
 
     Returns:
         The sum of the losses, float32, and the losses, float32 [N], which have no gradient.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, rows, group, torch.is_grad_enabled())
+    into_main_grad = into_main_grad and hasattr(weight, "main_grad")
+    return _LinearCrossEntropy.apply(hidden, weight, labels, rows, group, torch.is_grad_enabled(), into_main_grad)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

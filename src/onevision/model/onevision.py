@@ -70,8 +70,8 @@ class OneVisionModel(MegatronModule):
         """Loss when `labels` is given, else logits [1, T, V].
 
         tokens, position_ids, labels: int64 [T]; cu_seqlens int32 [S+1]; patches [P, 588]; grid_thw int64 [I, 3];
-        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens and grid_thw lie on
-        the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being computed from the
+        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens, grid_thw and
+        target_rows lie on the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being computed from the
         patches (generation asks for the same images many times).
 
         The loss is its sum over `target_rows` (int64 [N]; all rows where it is not given), float32, and that of each of
@@ -95,8 +95,10 @@ class OneVisionModel(MegatronModule):
             return self.language.output_layer(hidden)[0].transpose(0, 1).contiguous()
         hidden = hidden.squeeze(1)
         if target_rows is not None:
+            target_rows = to_device(target_rows, hidden.device)
             hidden, labels = hidden.index_select(0, target_rows), labels.index_select(0, target_rows)
-        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels)
+        fused = self.config.gradient_accumulation_fusion
+        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels, into_main_grad=fused)
 
 
 def freeze(model: OneVisionModel, parts: list[str]) -> None:

@@ -7,7 +7,7 @@ which is where Transformer Engine's fused module keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,11 @@ from torch import Tensor
 
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
 from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
+from onevision.model.fused import FusedNorm, GeluMLP
 from onevision.model.rotary import rotate
+from onevision.ops.library import load
+from onevision.ops.rotary import rotary
+from onevision.ops.scatter import scatter_features
 
 
 class TorchNorm:
@@ -62,21 +66,30 @@ class Modules:
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device, name: str = "auto") -> Modules:
-    """The modules of `model.backend` on `device`; with auto Transformer Engine's on a GPU that has it, else PyTorch's.
+def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
+    """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
+
+    On a GPU both use the ops of `cuda/`.
 
     Raises:
-        InputError: Transformer Engine is asked for by name and is no backend here.
+        InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
     """
-    if resolve_backend(name, device) == TRANSFORMER_ENGINE:
+    backend = resolve_backend(backend, device)
+    if device.type != "cuda":
+        return TORCH
+    load()
+    if backend == TRANSFORMER_ENGINE:
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,
             te.TENorm,
             te.TEDotProductAttention,
             te.TELayerNormColumnParallelLinear,
+            rotate=rotary,
+            scatter=scatter_features,
+            biased_mlp=GeluMLP,
         )
-    return TORCH
+    return replace(TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, biased_mlp=GeluMLP)
 
 
 def block_spec(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from onevision.files import write_json
+from onevision.machine import commit, memory_gb, processor, version
 from onevision.model.backend import backend_facts, resolve_backend
 from onevision.recipe import Recipe
 
@@ -65,36 +64,16 @@ def environment(device: torch.device, world_size: int, threads: int, peak: tuple
     """Versions, commit and hardware of this process."""
     return {
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
+        "packages": {name: found for name in PACKAGES if (found := version(name))},
+        "commit": commit(),
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gb": memory_gb(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "world_size": world_size,
         "threads": threads,
         "peak_tflops": round(peak[0] / 1e12, 3),
         "peak_source": peak[1],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

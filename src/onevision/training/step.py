@@ -16,6 +16,7 @@ from torch import Tensor
 from onevision.data.batch import PackedBatch
 from onevision.data.sources import Sources
 from onevision.errors import Diverged
+from onevision.model.attention import to_device
 from onevision.training.flops import Work
 
 
@@ -45,15 +46,14 @@ def count_loss(
     Megatron adds the sums of all micro-batches and ranks and divides the gradients by the number of all target tokens:
     the loss is a mean per token of the global batch, however the tokens are spread.
     """
-    segments = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff().long())
+    # On the host, where lengths are; and a product on the device, which adds up in the same order every time.
+    segments = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff())
     category = segments.index_select(0, batch.target_rows)
-    by_category = torch.stack(
-        [
-            torch.bincount(category, weights=losses, minlength=categories),
-            torch.bincount(category, minlength=categories).float(),
-        ]
-    )
-    return total, torch.tensor(len(losses), dtype=torch.int, device=total.device), {"by_category": by_category}
+    counts = torch.bincount(category, minlength=categories).double()
+    of_category = to_device(category, losses.device) == torch.arange(categories, device=losses.device)[:, None]
+    by_category = torch.stack([of_category.double() @ losses.double(), to_device(counts, losses.device)])
+    targets = torch.full((), len(losses), dtype=torch.int, device=losses.device)
+    return total, targets, {"by_category": by_category}
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,14 @@ def reduce_totals(losses: list[dict[str, Tensor]], batches: list[PackedBatch], s
         dist.all_gather_object(ranks, mine, group=group)
     sums, skipped, signums, real, slots, patches = zip(*ranks, strict=True)
     all_images = [entry for rank in patches for entry in rank]
+    targets = [int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)]
     return StepTotals(
         loss_sums=[sum(values) for values in zip(*(rank[0] for rank in sums), strict=True)],
-        target_tokens=[int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)],
+        target_tokens=targets,
         skipped=sum(skipped),
         stop=max(signums),
-        real=Work([entry for rank in real for entry in rank], all_images),
-        slots=Work([entry for rank in slots for entry in rank], all_images),
+        real=Work([entry for rank in real for entry in rank], all_images, sum(targets)),
+        slots=Work([entry for rank in slots for entry in rank], all_images, sum(targets)),
     )
 
 
