@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.checks import Check, FAILED, UNCHECKED, Findings, NotChecked, say
+from benchmarks.gpu.checks import FAILED, UNCHECKED, Check, Findings, NotChecked, say
 from onevision.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,9 @@ def check(findings: Findings, scratch: Path, mark: str = "gpu", folders: str = "
     findings.facts["tests"] = [vars(test) for test in tests]
     text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
     seconds = sum(test.seconds for test in tests)
-    findings.goal("tests that failed", counts["failed"], "", "none", not counts["failed"], f"{text}, {seconds:.0f} s")
+    if counts["passed"] or counts["failed"]:
+        note = f"{text}, {seconds:.0f} s"
+        findings.goal("tests that failed", counts["failed"], "", "none", not counts["failed"], note)
     say(text)
     for test in tests:
         if test.outcome == "failed":

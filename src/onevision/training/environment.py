@@ -24,7 +24,7 @@ def environment(device: torch.device, world_size: int, threads: int, peak: tuple
     """Versions, commit and hardware of this process."""
     return {
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := version(name))},
+        "packages": {name: found for name in PACKAGES if (found := version(name))},
         "commit": commit(),
         "host": platform.node(),
         "system": platform.platform(),
