@@ -17,8 +17,8 @@ from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shape
 from onevision.errors import InputError
 from onevision.fingerprint import file_digest
 from onevision.model.adapter import PatchMerger
+from onevision.model.configs import adapter_config, language_config, vision_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import adapter_config, language_config, vision_config
 from onevision.model.presets import PRESETS, Architecture
 from onevision.model.specs import TORCH
 from onevision.progress import Progress

@@ -15,22 +15,30 @@ from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 
 
+MOVED = ("tokens", "labels", "loss_mask", "position_ids", "patches", "image_slots")  # to the device; all else stays
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """A micro-batch of k packs: T = k * sequence_length tokens in S samples, I images of P patches together.
 
     A sample is a segment: it attends to nothing outside, and its positions begin at 0. The room that is left
     in a pack is filled with `<|endoftext|>`, as the end of its last segment, and never learned.
+
+    `to` moves what the model computes with, value by value. What says how long things are stays in the host's memory
+    for good: the model plans with it, and would otherwise wait for the device to hear it.
     """
 
     tokens: torch.Tensor  # int64 [T]
     labels: torch.Tensor  # int64 [T]: tokens[i + 1] where loss_mask[i] is 1, else 0
     loss_mask: torch.Tensor  # float32 [T]: 1 where tokens[i + 1] is a target of the same sample
     position_ids: torch.Tensor  # int64 [T]
-    cu_seqlens: torch.Tensor  # int32 [S + 1]: segment s is cu_seqlens[s] to cu_seqlens[s + 1]
     patches: torch.Tensor  # float32 [P, 588]
-    grid_thw: torch.Tensor  # int64 [I, 3]
     image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
+    # These stay in the host's memory.
+    target_rows: torch.Tensor  # int64 [N]: where loss_mask is 1
+    cu_seqlens: torch.Tensor  # int32 [S + 1]: segment s is cu_seqlens[s] to cu_seqlens[s + 1]
+    grid_thw: torch.Tensor  # int64 [I, 3]
     segment_category: torch.Tensor  # int64 [S], into the categories of the run's sources
     sample_ids: torch.Tensor  # int64 [S], rows of the corpora of the run's sources, counted on from one to the next
     sample_lengths: torch.Tensor  # int64 [S], tokens of each sample, without the filling
@@ -39,10 +47,8 @@ class PackedBatch:
     notes: tuple[str, ...]  # one line for each of them
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch with its tensors on `device`."""
-        values = vars(self).items()
-        moved = {name: value.to(device) for name, value in values if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
+        """The batch with the fields of `MOVED` on `device`; from pinned memory the copies do not make the host wait."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in MOVED})
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class BatchLayout:
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
             loss_mask=torch.from_numpy(learned.astype(np.float32)),
+            target_rows=torch.from_numpy(np.flatnonzero(learned)),
             position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             patches=torch.from_numpy(self.patches),

@@ -6,14 +6,15 @@ which is where Transformer Engine's fused module keeps them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from megatron.core.extensions import transformer_engine as te
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -21,8 +22,15 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
-from onevision.model.attention import SegmentAttention
+from onevision.errors import InputError
+from onevision.model.attention import Rotate, RotarySelfAttention, SegmentAttention
+from onevision.model.fused import FusedNorm, GeluMLP
+from onevision.model.rotary import rotate
+from onevision.ops.library import load
+from onevision.ops.rotary import rotary
+from onevision.ops.scatter import scatter_features
 
 
 class TorchNorm:
@@ -31,6 +39,14 @@ class TorchNorm:
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
         return norm(hidden_size, eps=eps, dtype=config.params_dtype)
+
+
+Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def scatter(embedded: Tensor, features: Tensor, slots: Tensor) -> Tensor:
+    """embedded [T, H] with the rows slots [N] replaced by features [N, H]; a new tensor."""
+    return embedded.index_copy(0, slots, features)
 
 
 @dataclass(frozen=True)
@@ -42,26 +58,45 @@ class Modules:
     norm: type
     core_attention: type
     norm_linear: type | None = None
+    rotate: Rotate = rotate
+    scatter: Scatter = scatter
+    biased_mlp: type = MLP  # of layers with biases: vision
 
 
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device) -> Modules:
-    """Transformer Engine's modules on a GPU that has it, PyTorch's elsewhere."""
-    if device.type == "cuda" and te.HAVE_TE:
+def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
+    """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
+
+    On a GPU both use the ops of `cuda/`.
+
+    Raises:
+        InputError: Transformer Engine is asked for and is not there, or the ops of `cuda/` are not built.
+    """
+    if backend == "transformer_engine" and not (device.type == "cuda" and te.HAVE_TE):
+        raise InputError(
+            "model.backend=transformer_engine needs a GPU and the package transformer-engine: use model.backend=torch"
+        )
+    if device.type != "cuda":
+        return TORCH
+    load()
+    if te.HAVE_TE and backend != "torch":
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,
             te.TENorm,
             te.TEDotProductAttention,
             te.TELayerNormColumnParallelLinear,
+            rotate=rotary,
+            scatter=scatter_features,
+            biased_mlp=GeluMLP,
         )
-    return TORCH
+    return replace(TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, biased_mlp=GeluMLP)
 
 
 def block_spec(
-    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False
+    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False, mlp: type = MLP
 ) -> TransformerBlockSubmodules:
     """Spec of `num_layers` pre-norm transformer layers with self-attention and an MLP.
 
@@ -75,8 +110,8 @@ def block_spec(
         submodules=TransformerLayerSubmodules(
             input_layernorm=IdentityOp if fused else modules.norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": mask},
+                module=RotarySelfAttention,
+                params={"attn_mask_type": mask, "rotate": modules.rotate},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column,
                     core_attention=modules.core_attention,
@@ -87,7 +122,7 @@ def block_spec(
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=IdentityOp if fused else modules.norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
+            mlp=ModuleSpec(module=mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map={}
             if fused
