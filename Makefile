@@ -161,6 +161,9 @@ bench-concepts: $(READY)  ## concept search, and the balance of 85M samples, bes
 bench-data: $(READY)  ## images, lengths and the loader, beside peers
 	@.venv/bin/python -m benchmarks.data $(ARGS)
 
+bench-ops: $(READY)  ## the ops of cuda/ on this machine's GPU, beside its bandwidth
+	@.venv/bin/python -m benchmarks.ops $(ARGS)
+
 ##@ Development
 
 test-fast: $(READY)  ## the tests that take a moment, until the first failure
@@ -191,4 +194,4 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
   stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
   cuda cuda-check gpu-check \
-  bench-packing bench-concepts bench-data test-fast lint clean-demo
+  bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -42,12 +42,15 @@ class Row:
         return self.value / self.reference_value if self.reference_value else None
 
 
-def write_results(name: str, rows: list[Row], versions: dict[str, str]) -> Path:
-    """Write benchmarks/results/<name>.json; returns its path."""
-    path = RESULTS / f"{name}.json"
+def write_results(
+    name: str, rows: list[Row], versions: dict[str, str], folder: Path = RESULTS, beside: dict[str, Any] | None = None
+) -> Path:
+    """Write <name>.json in `folder`, with what else is to stand `beside` the hardware; returns its path."""
+    path = folder / f"{name}.json"
     content: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": memory_gb()},
+        "hardware": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": memory_gb()}
+        | (beside or {}),
         "versions": {"python": platform.python_version()} | versions,
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
     }

@@ -239,7 +239,7 @@ Tensor resize_patches(const Tensor& pixels, const Tensor& sizes, const Tensor& s
   Tensor host = torch::stable::new_empty(sizes, {static_cast<int64_t>(table.size())});
   std::memcpy(host.mutable_data_ptr(), table.data(), table.size() * sizeof(int64_t));
   Tensor moved = torch::stable::new_empty(pixels, host.sizes(), ScalarType::Long);
-  torch::stable::copy_(moved, host);
+  torch::stable::copy_(moved, host, true);  // from pageable memory: it is read before this returns
   Tensor scratch = torch::stable::new_empty(pixels, {plans}, ScalarType::Int);
   Tensor out = torch::stable::new_empty(pixels, {patches, OV_VALUES}, dtype);
   const auto* images = static_cast<const OvImage*>(moved.const_data_ptr());
