@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.throughput.kernels import Kernel, read_kernels, summary
 from benchmarks.throughput.packs import STAGES, TEXT, Statistics, synthetic_batch
+from benchmarks.throughput.spread import spread
 from onevision.data.batch import PackedBatch
 from onevision.errors import InputError
 from onevision.model.device import Ranks, runtime_context, set_threads, start
@@ -45,11 +46,13 @@ class Settings:
     steps: int = 10
     profiled: int = 2  # further steps under the profiler, for the kernels; 0: none
     text_only: bool = False  # synthetic packs without images, for the comparison with language models
-    trace: Path | None = None  # where the profiler's trace is left
+    trace: bool = False  # leave the profiler's trace of those steps, with the CPU's side, in `folder`
+    memory: bool = False  # leave a snapshot of the allocator's history in `folder`
+    folder: Path | None = None
 
 
 def draw_weights(model: OneVisionModel, seed: int) -> None:
-    """Random weights drawn where they are, in a second where the CPU takes a minute: fit for measuring, not training."""
+    """Random weights drawn on the device, in a second where the CPU takes a minute: for measuring, not for training."""
     device = next(model.parameters()).device
     random = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
@@ -129,6 +132,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         "what": "training",
         "stage": recipe.stage,
         "model": architecture.name,
+        "text_only": settings.text_only,
         "data": data,
         "layout": _layout(recipe, world),
         "environment": environment(device, world, threads, peak),
@@ -181,29 +185,6 @@ def measure_first_fitting(
     raise InputError(f"out of memory with {_layout(tries[-1], ranks.world_size)}: {line}")
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, 10th and 90th percentile, least and most."""
-    if len(values) < 2:
-        ends = [values[0]] * 9
-    else:
-        ends = statistics.quantiles(values, n=10, method="inclusive")
-    return {
-        "median": statistics.median(values),
-        "p10": ends[0],
-        "p90": ends[8],
-        "min": min(values),
-        "max": max(values),
-    }
-
-
-def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> Recipe:
-    """The recipe with so many micro-batches a rank and step; 0: its own global batch, or at least one for each rank."""
-    ranks = max(1, world_size // (recipe.parallel.tensor * recipe.parallel.pipeline))
-    once = recipe.train.micro_batch_size * ranks
-    count = micro_batches or max(1, recipe.train.global_batch_size // once)
-    return replace(recipe, train=replace(recipe.train, global_batch_size=count * once, init_from=""))
-
-
 def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     train, parallel, model = recipe.train, recipe.parallel, recipe.model
     return {
@@ -253,15 +234,15 @@ def _profiled(step: Callable[[], Any], device: torch.device, settings: Settings)
             step()
         _synchronize(device)
         seconds = time.perf_counter() - began
-    if not gpu:
-        return summary(_cpu_operations(profiler), seconds, settings.profiled)
-    trace = settings.trace or Path(f"/tmp/onevision-trace-{time.time_ns()}.json.gz")
-    profiler.export_chrome_trace(str(trace))
-    try:
-        return summary(read_kernels(trace), seconds, settings.profiled)
-    finally:
-        if settings.trace is None:
-            trace.unlink()
+    kernels = _gpu_kernels(profiler) if gpu else _cpu_operations(profiler)
+    return summary(kernels, seconds, settings.profiled)
+
+
+def _gpu_kernels(profiler: Any) -> list[Kernel]:
+    with tempfile.TemporaryDirectory(prefix="onevision-trace-") as folder:
+        trace = Path(folder) / "trace.json.gz"
+        profiler.export_chrome_trace(str(trace))
+        return read_kernels(trace)
 
 
 def _cpu_operations(profiler: Any) -> list[Kernel]:
