@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from onevision.errors import InputError
-from onevision.model.attention import Rotate, RotarySelfAttention, SegmentAttention
+from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
 from onevision.model.fused import FusedNorm, GeluMLP
 from onevision.model.rotary import rotate
 from onevision.ops.library import load
