@@ -1,8 +1,8 @@
 """Benchmarks of other packages as sections: their rows, in the form of `benchmarks.results.Row`, become findings.
 
-Such a benchmark is `python -m PACKAGE out=FOLDER [key=value ...]` and leaves JSON files in FOLDER with a list `rows` and,
-where it has some, `not_checked` ({name: reason}), `measured` (figures of onevision.planning.hardware), and in `hardware`
-the `failures` of its parts ({name: last lines}).
+Such a benchmark is `python -m PACKAGE out=FOLDER [key=value ...]`. It leaves JSON files in FOLDER with a list `rows`,
+and where it has some `not_checked` ({name: reason}), `measured` (figures of onevision.planning.hardware), and in its
+`hardware` the `failures` of its parts ({name: last lines}).
 """
 
 from __future__ import annotations
