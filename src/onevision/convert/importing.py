@@ -25,7 +25,7 @@ from onevision.progress import Progress
 from onevision.recipe import Recipe, save_recipe
 from onevision.steps import StepResult, run_step
 from onevision.training.checkpoint_files import commit, step_folder
-from onevision.training.optimizer import precision_dtype
+from onevision.training.precision import precision_dtype
 
 # Tensors of a RICE-ViT directory that have no place in this model, behind its prefix.
 RICE_UNUSED = ("post_layernorm.", "embeddings.position_ids", "vision_rotary_embedding.")

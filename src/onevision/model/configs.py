@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from onevision.model.presets import Architecture
-from onevision.recipe import ModelRecipe
+from onevision.recipe import ModelRecipe, TrainRecipe
+from onevision.recipe_training import FP8_ROWS
+
+# Delayed scaling takes the largest of so many past maxima of a tensor, as NVIDIA's recipes do. The history moves on
+# whenever a part of the model has run (vision, adapter, language), so it spans a third as many micro-batches.
+AMAX_HISTORY = 1024
 
 
 def language_config(
@@ -19,11 +24,13 @@ def language_config(
     *,
     initialize: bool = True,
     fused: bool = False,
+    train: TrainRecipe | None = None,
 ) -> TransformerConfig:
     """Megatron's configuration of the language model.
 
     `fused`, on a GPU: elementwise chains are compiled into one kernel, and gradients of weights are added up in FP32 by
-    the product that makes them.
+    the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
+    none are.
     """
     language = architecture.language
     recompute: dict[str, object] = {}
@@ -34,7 +41,8 @@ def language_config(
             "recompute_num_layers": model.recompute_layers,
         }
     elif model.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        recompute = {"recompute_granularity": "selective", "recompute_modules": list(model.recompute_modules)}
+    fp8 = _fp8(train) if train is not None and train.precision == "fp8" else {}
     return TransformerConfig(
         num_layers=language.num_layers,
         hidden_size=language.hidden_size,
@@ -60,10 +68,31 @@ def language_config(
         bias_dropout_fusion=fused,
         bias_activation_fusion=fused,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=fused,
+        gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
         **recompute,
+        **fp8,
     )
+
+
+def _fp8(train: TrainRecipe) -> dict[str, object]:
+    return {
+        "fp8": "hybrid",  # E4M3 forward, E5M2 for gradients
+        "fp8_recipe": train.fp8_recipe,
+        "fp8_amax_history_len": AMAX_HISTORY,
+        "fp8_amax_compute_algo": "max",
+        # Each data-parallel rank has its own scales. Shared ones would be agreed on whenever a part of the model has
+        # run, and a rank whose pack has no image does not run vision: the others would wait for it for ever.
+        "tp_only_amax_red": True,
+        "first_last_layers_bf16": train.fp8_bf16_layers > 0,
+        "num_layers_at_start_in_bf16": train.fp8_bf16_layers,
+        "num_layers_at_end_in_bf16": train.fp8_bf16_layers,
+    }
+
+
+def row_multiple(config: TransformerConfig) -> int:
+    """What the rows of a product must be a multiple of: those of packs are, those of images are padded."""
+    return FP8_ROWS if config.fp8 else 1
 
 
 def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
@@ -107,4 +136,5 @@ def adapter_config(architecture: Architecture, vision: TransformerConfig) -> Tra
         recompute_granularity=None,
         recompute_method=None,
         recompute_num_layers=None,
+        first_last_layers_bf16=False,  # it is no first or last layer
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -12,7 +13,7 @@ from onevision.model.adapter import PatchMerger
 from onevision.model.attention import segment_params, to_device
 from onevision.model.configs import adapter_config, vision_config
 from onevision.model.loss import linear_cross_entropy
-from onevision.model.presets import Architecture
+from onevision.model.presets import PATCH_VALUES, Architecture
 from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import TORCH, Modules, block_spec
 from onevision.model.vision import RiceViT
@@ -43,6 +44,7 @@ class OneVisionModel(MegatronModule):
         )
         self.inverse_frequencies = inverse_frequencies(language.head_dim, language.rotary_base)
         self.scatter = modules.scatter
+        self.always_vision = False  # whether a pack without an image runs vision too, for gradients that are zero
         self.model_type = self.language.model_type
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
@@ -78,6 +80,9 @@ class OneVisionModel(MegatronModule):
         embedded = self.language.embedding(tokens[None], None)  # [T, 1, H]
         if image_tokens is None and len(grid_thw):
             image_tokens = self.image_tokens(patches, grid_thw)
+        if image_tokens is None and self.always_vision and self.training:
+            nothing = self.image_tokens(patches.new_zeros(4, PATCH_VALUES), torch.tensor([[1, 2, 2]]))
+            embedded = embedded + 0 * nothing.sum()
         if image_tokens is not None:
             embedded = self.scatter(embedded.squeeze(1), image_tokens.to(embedded.dtype), image_slots)[:, None]
         hidden = self.language.decoder(
@@ -101,3 +106,5 @@ def freeze(model: OneVisionModel, parts: list[str]) -> None:
     for part in parts:
         for parameter in getattr(model, part).parameters():
             parameter.requires_grad_(False)
+    if "vision" in parts:  # no gradient goes through it, so nothing is kept that could be recomputed
+        model.vision.decoder.config.recompute_granularity = None

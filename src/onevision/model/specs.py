@@ -24,8 +24,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from onevision.errors import InputError
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
+from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
 from onevision.model.fused import FusedNorm, GeluMLP
 from onevision.model.rotary import rotate
 from onevision.ops.library import load
@@ -72,16 +72,13 @@ def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
     On a GPU both use the ops of `cuda/`.
 
     Raises:
-        InputError: Transformer Engine is asked for and is not there, or the ops of `cuda/` are not built.
+        InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
     """
-    if backend == "transformer_engine" and not (device.type == "cuda" and te.HAVE_TE):
-        raise InputError(
-            "model.backend=transformer_engine needs a GPU and the package transformer-engine: use model.backend=torch"
-        )
+    backend = resolve_backend(backend, device)
     if device.type != "cuda":
         return TORCH
     load()
-    if te.HAVE_TE and backend != "torch":
+    if backend == TRANSFORMER_ENGINE:
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from onevision.model.attention import segment_params, to_device
+from onevision.model.configs import row_multiple
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, VisionArchitecture
 from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import Modules, block_spec
@@ -30,6 +31,11 @@ def patch_positions(grid_thw: Tensor) -> Tensor:
         blocks = grid.view(height // merge, merge, width // merge, merge, 2).transpose(1, 2)
         positions.append(blocks.reshape(-1, 2).repeat(frames, 1))
     return torch.cat(positions).to(grid_thw.device)
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """x [N, ...] with `rows` rows of zeros behind it."""
+    return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
 
 
 class RiceViT(VisionModule):
@@ -54,6 +60,7 @@ class RiceViT(VisionModule):
             block_spec(modules, architecture.num_layers, AttnMaskType.no_mask, mlp=modules.biased_mlp),
             post_layer_norm=False,
         )
+        self.row_multiple = row_multiple(config)
         # Angles for rows, then for columns, half of head_dim / 2 each.
         self.inverse_frequencies = inverse_frequencies(head_dim // 2, architecture.rotary_base)
 
@@ -81,6 +88,13 @@ class RiceViT(VisionModule):
         positions = to_device(patch_positions(grids), device)
         angles = (positions[..., None] * to_device(self.inverse_frequencies, device)).flatten(1)  # [P, head_dim / 2]
         angles = torch.cat([angles, self.class_pos_emb.float()]).index_select(0, source)
+
+        # FP8 wants a multiple of rows: a last segment of zeros, which no image sees and whose rows nobody reads. It is
+        # work that is not counted, and where a tensor has one scale, it has its share in it as every image has.
+        padding = -len(source) % self.row_multiple
+        if padding:
+            hidden, angles = pad_rows(hidden, padding), pad_rows(angles, padding)
+            bounds = torch.cat([bounds, bounds[-1:] + padding])
 
         hidden = self.decoder(
             hidden_states=hidden[:, None],

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -17,8 +18,9 @@ from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
 from onevision.lineage import write_lineage
+from onevision.model.backend import machine_problems
 from onevision.model.configs import language_config
-from onevision.model.device import Ranks, runtime_context, set_threads, start
+from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
 from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
@@ -26,12 +28,13 @@ from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files
 from onevision.training.agreement import highest, of_first_rank
-from onevision.training.environment import write_environment
+from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
 from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
-from onevision.training.optimizer import precision_dtype
+from onevision.training.optimizer import gathered_weights
+from onevision.training.precision import allow_tf32, precision_dtype
 from onevision.training.run import lock_run, open_run
 from onevision.training.step import reduce_totals, refuse_divergence
 from onevision.training.stepper import Stepper
@@ -57,10 +60,15 @@ def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True
     architecture = PRESETS[recipe.model.preset]
     dtype = precision_dtype(recipe.train.precision)
     config = language_config(
-        architecture, recipe.model, dtype, initialize=initialize, fused=device.type == "cuda"
+        architecture,
+        recipe.model,
+        dtype,
+        initialize=initialize,
+        fused=device.type == "cuda",
+        train=recipe.train,
     )
     torch.manual_seed(recipe.seed)
-    model = OneVisionModel(architecture, config, backend_modules(device))
+    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend))
     freeze(model, recipe.model.freeze)
     return model.to(device)
 
@@ -74,7 +82,8 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
         device = start(Ranks(), recipe.seed)
         set_threads(recipe.train.threads, 1)
         with runtime_context(device):
-            model = build_model(recipe, device)
+            # Weights do not depend on the backend: those for a GPU can be drawn where there is none.
+            model = build_model(replace(recipe, model=replace(recipe.model, backend="auto")), device)
             writer = checkpoint.Checkpointer(run, model.architecture, keep=1, asynchronous=False)
             writer.save(0, model)
         write_lineage(run, {}, {})
@@ -101,6 +110,7 @@ def train(
     ranks = ranks or Ranks()
     settings = recipe.train
     problems = training_problems(recipe, ranks.world_size)
+    problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
     if problems:
         raise InputError("; ".join(problems))
     inputs = open_inputs(recipe)
@@ -118,6 +128,7 @@ def train(
         if summary is not None:
             return summary
         threads = set_threads(settings.threads, ranks.local_size)
+        allow_tf32(settings.tf32)
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
             found = of_first_rank(checkpoint_files.newest(run) if first else None)
@@ -137,7 +148,9 @@ def train(
 
             peak = device_peak(device, settings.peak_tflops)
             if first:
-                write_environment(run, device, ranks.world_size, threads, peak)
+                facts = training_facts(recipe, device, optimizer)
+                write_environment(run, device, ranks.world_size, threads, peak, facts)
+                print("\n".join(facts), flush=True)
                 write_lineage(run, inputs.fingerprints, parents(recipe))
             signum = highest(stop.signum, device)
             if signum and done < settings.steps:
@@ -201,7 +214,8 @@ def train(
                 heartbeat.beat(step, "saving")
                 saver.poll()
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
-                    saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
+                    with gathered_weights(stepper.ddp):
+                        saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
                 if totals.stop and not last:
                     if metrics is not None:
                         metrics.close()

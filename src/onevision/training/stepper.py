@@ -27,7 +27,7 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, model: OneVisionModel, categories: int) -> None:
         self.model = model
-        self.ddp = data_parallel(model, model.config)
+        self.ddp = data_parallel(model, model.config, recipe)
         self.optimizer = build_optimizer(self.ddp, model.config, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe.optimizer, recipe.train.steps)
         self.mark: Callable[[str], None] = _unmarked
