@@ -132,6 +132,8 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         "what": "training",
         "stage": recipe.stage,
         "model": architecture.name,
+        "device": _name(device),
+        "peak_tflops": peak[0] / 1e12,
         "text_only": settings.text_only,
         "data": data,
         "layout": _layout(recipe, world),
@@ -274,6 +276,10 @@ def _most(memory: dict[str, float]) -> dict[str, float]:
         ranks = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, memory)
     return {name: max(rank[name] for rank in ranks) for name in memory}
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _names(phases: Sequence[dict[str, float]]) -> list[str]:

@@ -59,6 +59,8 @@ def missing(peer: Peer) -> str:
     """What the peer needs and this machine lacks; empty if it can run."""
     needed = {"transformers": True, "liger_kernel": peer.liger, "flash_attn": peer.attention == "flash_attention_2"}
     absent = [name for name, wanted in needed.items() if wanted and importlib.util.find_spec(name) is None]
+    if not absent and peer.attention in (VARLEN, "flash_attention_2") and not torch.cuda.is_available():
+        return "needs a GPU"
     return f"{', '.join(absent)} not installed" if absent else ""
 
 
@@ -124,6 +126,8 @@ def measure_peer(peer: Peer) -> dict[str, Any]:
     return {
         "what": peer.name,
         "model": peer.model,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "peak_tflops": peak[0] / 1e12,
         "data": f"synthetic ({TEXT.source})",
         "layout": dict(vars(peer)),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")}

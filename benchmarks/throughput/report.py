@@ -1,8 +1,8 @@
-"""The rows as a table, a JSON file and a plot."""
+"""The rows as a table, as figures beside their references, as a JSON file and as a plot."""
 
 from __future__ import annotations
 
-import datetime
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +11,69 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onevision.files import write_json
+from benchmarks import results
+from benchmarks.results import Row as Figure
+from benchmarks.results import write_results
+from onevision.files import read_json, write_json
+from onevision.machine import commit, version
 
 Row = dict[str, Any]
+MFU_GOAL = 0.45  # of a step of stage 1.5 on a GPU
+PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "transformers", "liger-kernel")
 
 
 def write_report(out: Path, rows: Sequence[Row]) -> None:
-    """Write `out`.json and `out`.png."""
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    write_json(out.with_suffix(".json"), {"date": date, "rows": list(rows)})
-    plot(rows, out.with_suffix(".png"))
+    """Write throughput.json, with the figures as `rows` and all that was measured as `runs`, and throughput.png."""
+    beside: dict[str, Any] = {"commit": commit()}
+    for row in rows:
+        if row.get("device"):
+            beside["device"] = row["device"]
+    versions = {name: found for name in PACKAGES if (found := version(name))}
+    path = write_results("throughput", figures(rows), versions, out, beside)
+    content = read_json(path) | {
+        "runs": list(rows),
+        "not_checked": {row["name"]: row["failed"] for row in rows if "failed" in row},
+        "measured": {name: value for row in rows for name, value in row.get("measured", {}).items()},
+    }
+    write_json(path, content)
+    plot(rows, out / "throughput.png")
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """What was measured beside its reference: the peak of the device, packed slots, a peer in the same run."""
+    done = [row for row in rows if "failed" not in row and "mfu" in row]
+    found = []
+    for row in done:
+        path, on_gpu = title(row), row["device"] != "CPU"
+        peak, speed = row["peak_tflops"], row["tokens_per_second_per_gpu"]
+        goal = f">= {MFU_GOAL:g}x" if on_gpu and row.get("stage") == "stage1_5" and not row.get("text_only") else ""
+        reached = row["mfu"] * peak
+        met = row["mfu"] >= MFU_GOAL if goal else True
+        found.append(Figure(path, "model FLOP/s (MFU)", reached, "TFLOP/s", "peak", peak, goal, met))
+        if row.get("hfu"):
+            found.append(Figure(path, "hardware FLOP/s (HFU)", row["hfu"] * peak, "TFLOP/s", "peak", peak, "", True))
+            slots = row["slots_per_second_per_gpu"]
+            found.append(Figure(path, "real tokens", speed, "tokens/s/GPU", "packed slots", slots, "", True))
+        step = row["step_seconds"]
+        found.append(Figure(path, "step, median", step["median"], "s", "90th percentile", step["p90"], "", True))
+    ours = next((row for row in done if row.get("text_only")), None)
+    for row in done:
+        if ours is not None and row["what"] != "training":
+            speed, reference = ours["tokens_per_second_per_gpu"], row["tokens_per_second_per_gpu"]
+            goal, met = (">= 1x", speed >= reference) if row["device"] != "CPU" else ("", True)
+            path = title(ours)
+            found.append(Figure(path, "tokens", speed, "tokens/s/GPU", row["what"], reference, goal, met))
+            if row["memory"]:
+                mine, other = ours["memory"]["reserved_gb"], row["memory"]["reserved_gb"]
+                found.append(Figure(path, "memory reserved", mine, "GB", row["what"], other, "", True))
+    return found
 
 
 def title(row: Row) -> str:
     """A short name of a row."""
     if row["what"] != "training":
         return str(row["what"])
-    return f"{row['stage']}, {row['model']}" + (", language alone" if row.get("text_only") else "")
+    return f"{'language alone' if row.get('text_only') else row['stage']}, {row['model']}"
 
 
 def layout(row: Row) -> str:
@@ -44,14 +90,16 @@ def layout(row: Row) -> str:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the table, then where the time of each row goes."""
-    console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
+    """Print the table, then where the time of each row goes, then the figures beside their references."""
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     table = Table(title="throughput")
     for column in ("what", "layout", "tokens/s/GPU", "slots/s/GPU", "samples/s", "MFU", "HFU", "step ms", "memory GB"):
         table.add_column(column)
     for row in rows:
         if "failed" in row:
             table.add_row(row.get("name", row["what"]), f"not measured: {row['failed'][:200]}")
+            continue
+        if "mfu" not in row:
             continue
         step, memory = row["step_seconds"], row["memory"]
         slots, samples, hfu = (row.get(key) for key in ("slots_per_second_per_gpu", "samples_per_second", "hfu"))
@@ -79,15 +127,19 @@ def show(rows: Sequence[Row]) -> None:
                     calls = f"{kernel['calls_per_step']:7.0f} x {kernel['mean_microseconds']:9.1f} us"
                     console.print(f"    {kernel['share']:6.1%} {calls}  {kernel['name'][:100]}")
 
+    results.show("beside their references", figures(rows))
+
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars of tokens a second beside stacked phases of a step."""
+    """Bars of tokens a second above stacked phases of a step; nothing where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    done = [row for row in rows if "failed" not in row]
+    done = [row for row in rows if "failed" not in row and "mfu" in row]
     if not done:
         return
     figure, (speed, time) = pyplot.subplots(2, 1, figsize=(10, 2.5 + 0.9 * len(done)), constrained_layout=True)

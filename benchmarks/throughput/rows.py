@@ -3,17 +3,15 @@
     python -m benchmarks.throughput.rows SPECIFICATION.json ROW.json
 
 A specification is {"kind": "training", "recipes": [...], "settings": {...}}, whose recipes are tried in turn until one
-fits, or {"kind": "peer", "peers": [...]}, likewise.
+fits, {"kind": "peer", "peers": [...]}, likewise, or {"kind": "calibration", "model": preset}.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -36,10 +34,24 @@ def peer_row(peers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"kind": "peer", "peers": list(peers)}
 
 
+def lacks(specification: dict[str, Any]) -> str:
+    """What a specification needs and this machine lacks; empty if it can be measured."""
+    if specification["kind"] == "training":
+        return ""
+    import torch
+
+    if specification["kind"] == "calibration":
+        return "" if torch.cuda.is_available() else "needs a GPU"
+    from benchmarks.throughput.peers import Peer, missing
+
+    return missing(Peer(**specification["peers"][0]))
+
+
 def measured_apart(name: str, specification: dict[str, Any], folder: Path, seconds: float) -> dict[str, Any]:
     """The row of a specification from a process of its own, which may take so many seconds; a row with `failed` if it
     did not come. Prints the row as soon as it is there, and leaves row and log in `folder`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     asked, answer, log = (folder / f"{name}{suffix}" for suffix in (".asked.json", ".json", ".log"))
     write_json(asked, specification)
     answer.unlink(missing_ok=True)
@@ -63,7 +75,7 @@ def measured_apart(name: str, specification: dict[str, Any], folder: Path, secon
     else:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-8:]
         why = f"not done after {seconds:.0f} s" if code == -1 else f"ended with code {code}"
-        row = {"what": name, "failed": f"{why}: " + " | ".join(last)}
+        row = {"what": specification["kind"], "failed": f"{why}: " + " | ".join(last)}
     row = {"name": name, "wall_seconds": round(time.monotonic() - began, 1)} | row
     write_json(answer, row)
     print(row_line(row), flush=True)
@@ -86,6 +98,10 @@ def _rounded(value: Any) -> Any:
 
 
 def _measure(specification: dict[str, Any]) -> dict[str, Any]:
+    if specification["kind"] == "calibration":
+        from benchmarks.throughput.calibrate import calibration
+
+        return {"what": "calibration"} | calibration(specification["model"])
     if specification["kind"] == "peer":
         from benchmarks.throughput.peers import Peer, measure_first_peer
 
@@ -113,11 +129,6 @@ def main(asked: str, answer: str) -> None:
         where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
         row = {"what": specification["kind"], "failed": f"{type(error).__name__}: {str(error)[:400]} ({where})"}
     write_json(answer, row)
-
-
-def scratch() -> contextlib.AbstractContextManager[str]:
-    """A folder for rows that nobody keeps."""
-    return tempfile.TemporaryDirectory(prefix="onevision-throughput-")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is tried: recipes from the fastest to the most frugal, and the same for peers. Needs no torch."""
+"""What is tried: recipes from the fastest to the most frugal, and the same for peers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ TRIES = (
     "model.recompute=selective model.recompute_modules=[layernorm,mlp]",
     "model.recompute=full",
 )
+
+
+def default_model() -> str:
+    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "tiny"
+    return "1.7b" if torch.cuda.get_device_properties(0).total_memory > 70e9 else "0.6b"
 
 
 def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
@@ -63,8 +72,8 @@ def peer_tries(own: dict[str, str], overrides: Sequence[str]) -> dict[str, list[
         "steps": int(own["steps"]),
     }
     named = {
-        "transformers-varlen": {"attention": "torch_varlen"},
         "transformers-liger-varlen": {"attention": "torch_varlen", "liger": True},
+        "transformers-varlen": {"attention": "torch_varlen"},
         "transformers-liger-varlen-autocast": {"attention": "torch_varlen", "liger": True, "precision": "autocast"},
         "transformers-sdpa": {"attention": "sdpa"},
         "transformers-flash": {"attention": "flash_attention_2"},
