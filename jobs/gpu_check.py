@@ -26,8 +26,7 @@ SECTIONS = (  # the most important first: what does not fit into the time is not
     Section("correctness", "benchmarks.gpu.correctness", 80, 180),
     Section("parity", "benchmarks.gpu.parity", 100, 200),
     Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
-    Section("throughput", EXTERNAL, 120, 300, {"package": "benchmarks.throughput"}),
-    Section("decode", EXTERNAL, 60, 150, {"package": "benchmarks.decode"}),
+    Section("throughput", "benchmarks.gpu.throughput", 150, 420, {"model": "1.7b", "seconds": "120"}),
 )
 SECONDS = 1200.0  # of the whole check, unless told otherwise
 PROBE = """

@@ -92,6 +92,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Check]:
         note = f"{beside}: {row['reference_value']:.4g}" if beside and row.get("reference_value") is not None else ""
         note += f" ({ratio:.3g} of it)" if note and ratio else ""
         goal = str(row.get("goal") or "")
+        goal = "" if goal.startswith("none") else goal  # "none, for comparison"
         outcome = FACT if not goal or row.get("met") is None else MET if row["met"] else MISSED
         name = ": ".join(str(row[key]) for key in ("path", "measure") if row.get(key))
         checks.append(Check(name, row.get("value"), str(row.get("unit", "")), goal, outcome, note))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -9,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.checks import Check, FAILED, UNCHECKED, Findings, NotChecked, say
+from benchmarks.gpu.checks import FAILED, UNCHECKED, Check, Findings, NotChecked, say
 from onevision.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training")
-ENDINGS = {0: "", 1: "", 5: "no test is marked gpu"}  # exit codes of pytest that its report explains
+_FRAME = re.compile(r"\S+:\d+: in ")  # of a short traceback
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def check(findings: Findings, scratch: Path, mark: str = "gpu", folders: str = "
     findings.facts["tests"] = [vars(test) for test in tests]
     text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
     seconds = sum(test.seconds for test in tests)
-    findings.goal("tests that failed", counts["failed"], "", "none", not counts["failed"], f"{text}, {seconds:.0f} s")
+    if counts["passed"] or counts["failed"]:
+        note = f"{text}, {seconds:.0f} s"
+        findings.goal("tests that failed", counts["failed"], "", "none", not counts["failed"], note)
     say(text)
     for test in tests:
         if test.outcome == "failed":
@@ -71,9 +74,10 @@ def read_junit(path: Path) -> list[Test]:
 
 
 def _last_line(failure: ElementTree.Element) -> str:
-    """What was wrong: the lines that pytest marks with E, else the message, then where."""
-    lines = [line.strip() for line in (failure.text or "").splitlines() if line.strip()]
-    wrong = next((line.removeprefix("E").strip() for line in lines if line.startswith("E  ")), "")
-    message = wrong or (failure.get("message") or "").splitlines()[0:1]
-    where = lines[-1] if lines and ":" in lines[-1] and not lines[-1].startswith("E ") else ""
-    return f"{message if isinstance(message, str) else ''.join(message)} {where}".strip()[:400]
+    """What was wrong, and where: the last error of pytest's short traceback, whose lines begin with E."""
+    lines = [line.strip() for line in (failure.text or "").splitlines()]
+    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
+    last = lines[frames[-1] + 1 :] if frames else lines
+    wrong = next((line.removeprefix("E").strip() for line in last if line.startswith("E ")), "")
+    message = wrong or next(iter((failure.get("message") or "no message").splitlines()))
+    return f"{message} ({lines[frames[-1]]})"[:400] if frames else message[:400]

@@ -25,11 +25,13 @@ from benchmarks.gpu.corpus import make_corpus
 from benchmarks.gpu.curves import draw_curves
 from benchmarks.gpu.section import reason_of
 from jobs.ranks import quiet
-from onevision.recipe import recipe_from
+from onevision.machine import version
+from onevision.recipe import known_keys, recipe_from
 from onevision.training.history import read_metrics
 
 WINDOW = 10  # steps of the running mean: what single batches do to both curves alike is no difference of training
-GOAL = 0.01
+GOAL = 0.01  # of BF16; FP8 rounds products to 3 bits
+GOAL_FP8 = 0.03
 FELL = 0.7  # a run that learned ends below this share of its first loss
 
 
@@ -43,11 +45,15 @@ class Trial:
     micro_batch_size: int
     workers: int
 
+    def folder(self, name: str) -> Path:
+        """The run folder of a run."""
+        return self.scratch / name.replace(",", "").replace(" ", "-")
+
     def values(self, name: str, steps: int, changes: dict[str, Any], interval: int | None = None) -> dict[str, Any]:
         """The recipe of one run, as plain values; `changes` replaces values of its sections."""
         values: dict[str, Any] = {
             "name": name,
-            "output": str(self.scratch / name),
+            "output": str(self.folder(name)),
             "seed": 1,
             "model": {"preset": self.preset},
             "data": {**self.data, "workers": self.workers},
@@ -68,7 +74,27 @@ class Trial:
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {"train": {"precision": "fp32"}},
     "bf16": {"train": {"precision": "bf16"}},
+    "bf16, Transformer Engine": {"train": {"precision": "bf16"}, "model": {"backend": "transformer_engine"}},
+    "fp8 tensorwise": {"train": {"precision": "fp8", "fp8_recipe": "tensorwise"}},
+    "fp8 delayed": {"train": {"precision": "fp8", "fp8_recipe": "delayed"}},
 }
+# The first two have PyTorch's modules, whatever else is installed: they are measured on every GPU.
+TORCH = {"model": {"backend": "torch"}} if "model.backend" in known_keys() else {}
+
+
+def precisions() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The runs that this machine can do, as changes of a recipe; and the others with the reason."""
+    found, missing = {}, {}
+    for name, changes in PRECISIONS.items():
+        if name in ("fp32", "bf16"):
+            found[name] = {**changes, **TORCH}
+        elif version("transformer-engine") is None:
+            missing[name] = "Transformer Engine is not installed"
+        elif name.startswith("fp8") and torch.cuda.get_device_capability() < (8, 9):
+            missing[name] = "the GPU has no FP8"
+        else:
+            found[name] = changes
+    return found, missing
 
 
 def check(
@@ -131,7 +157,10 @@ def relative(one: Sequence[float], other: Sequence[float]) -> np.ndarray:
 
 
 def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
-    for name, changes in PRECISIONS.items():
+    possible, missing = precisions()
+    for name, reason in missing.items():
+        findings.unchecked(name, reason)
+    for name, changes in possible.items():
         began = time.perf_counter()
         try:
             rows = run(trial.values(name, steps, changes))
@@ -139,7 +168,7 @@ def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
             findings.failed(f"training in {name}", reason_of(error))
             continue
         finally:
-            shutil.rmtree(trial.scratch / name / "checkpoints", ignore_errors=True)
+            shutil.rmtree(trial.folder(name) / "checkpoints", ignore_errors=True)
         curve = findings.curves[name] = losses(rows)
         last = float(smoothed(curve)[-1])
         seconds = float(np.median([row["step_seconds"] for row in rows]))
@@ -156,8 +185,9 @@ def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
         off = relative(curve, reference)
         note = f"{size}; mean {off.mean():.2%}, last {off[-1]:.2%}; losses smoothed over {WINDOW} steps, at all steps"
         value = float(off.max())
-        what, goal = f"{name} against fp32: largest difference of the loss", f"at most {GOAL:.0%}"
-        findings.goal(what, value, "", goal, value <= GOAL, note)
+        goal = GOAL_FP8 if name.startswith("fp8") else GOAL
+        what = f"{name} against fp32: largest difference of the loss"
+        findings.goal(what, value, "", f"at most {goal:.0%}", value <= goal, note)
         say(f"{name} against fp32: at most {value:.2%} off")
     if findings.curves:
         draw_curves(findings.curves, findings.path.with_name("parity.svg"), size)
@@ -165,7 +195,7 @@ def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
 
 def _again(findings: Findings, trial: Trial, steps: int) -> None:
     """The same run twice. The first one's checkpoint half-way is what `_resumed` goes on from."""
-    bf16 = PRECISIONS["bf16"]
+    bf16 = precisions()[0]["bf16"]
     try:
         one = losses(run(trial.values("once", steps, bf16, interval=steps // 2)))
         two = losses(run(trial.values("twice", steps, bf16)))
@@ -178,16 +208,16 @@ def _again(findings: Findings, trial: Trial, steps: int) -> None:
 
 def _resumed(findings: Findings, trial: Trial, steps: int) -> None:
     """A run folder as a kill after the checkpoint half-way leaves it, continued."""
-    name, half, once = f"bf16: {steps // 2} + {steps // 2} steps over a checkpoint", steps // 2, trial.scratch / "once"
+    name, half, once = f"bf16: {steps // 2} + {steps // 2} steps over a checkpoint", steps // 2, trial.folder("once")
     whole = findings.curves.get("once")
     if whole is None:
         findings.unchecked(name, "the run to continue failed")
         return
-    again = trial.scratch / "again"
+    again = trial.folder("again")
     try:
         later = shutil.ignore_patterns(f"step_{steps:08d}", "step.json")
         shutil.copytree(once, again, ignore=later)
-        values = trial.values("once", steps, PRECISIONS["bf16"], interval=half)
+        values = trial.values("once", steps, precisions()[0]["bf16"], interval=half)
         resumed = losses(run({**values, "output": str(again)}))
     except Exception as error:
         findings.failed(name, reason_of(error))

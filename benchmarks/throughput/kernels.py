@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The first pattern that is found in a kernel's name decides, so attention stands before the products that it is made of.
+# The first pattern that is found in a kernel's name decides: attention stands before the products it is made of.
 CATEGORIES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in (
@@ -46,9 +46,10 @@ def category(name: str) -> str:
 
 def read_kernels(trace: Path) -> list[Kernel]:
     """The kernels, copies and fills on the GPU in a trace of torch.profiler (.json or .json.gz)."""
-    opened = gzip.open(trace, "rt") if trace.suffix == ".gz" else trace.open(encoding="utf-8")
-    with opened as file:
-        events: list[dict[str, Any]] = json.load(file)["traceEvents"]
+    content = trace.read_bytes()
+    if trace.suffix == ".gz":
+        content = gzip.decompress(content)
+    events: list[dict[str, Any]] = json.loads(content)["traceEvents"]
     kinds = ("kernel", "gpu_memcpy", "gpu_memset")
     return [
         Kernel(event["name"], float(event["ts"]), float(event["dur"])) for event in events if event.get("cat") in kinds

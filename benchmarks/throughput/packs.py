@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from onevision.data.batch import PackedBatch
+from onevision.data.batch import BatchLayout, Outline, PackedBatch
+from onevision.data.buffers import Buffers
+from onevision.data.tokenizer import Tokenizer
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE
 from onevision.planning.published import IMAGE_SHARE, SAMPLE_TOKENS
 
 _MERGE = SPATIAL_MERGE_SIZE**2
+_LEAST = 16  # tokens a sample
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Statistics:
     """The mean sample of a stage, how far samples lie apart, and how full packs are."""
 
     tokens: float
-    image_share: float  # of the tokens
+    image_share: float  # of the tokens; 0: no images
     spread: float  # standard deviation of the logarithm of a sample's tokens
     fill: float  # of a pack's slots
     source: str
@@ -39,7 +41,15 @@ STAGES: Mapping[str, Statistics] = {
     ),
     "stage2": Statistics(900, 0.6, 0.6, 0.93, "assumed: images with several turns of text"),
 }
-TEXT = Statistics(753, 0.0, 0.35, 1.0, "text alone, samples of the published length")
+TEXT = Statistics(SAMPLE_TOKENS, 0.0, 0.35, 1.0, "text alone, samples of the published length")
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a batch needs of a tokenizer: the last two ids of the model's vocabulary stand for both."""
+
+    image_pad: int
+    endoftext: int
 
 
 def synthetic_batch(
@@ -47,56 +57,31 @@ def synthetic_batch(
 ) -> PackedBatch:
     """A micro-batch of `packs` packs. Samples longer than a quarter of a pack are cut to it."""
     random = np.random.default_rng(seed)
-    filled = int(statistics.fill * sequence_length)
-    lengths: list[int] = []
-    starts: list[int] = []
-    grids: list[tuple[int, int]] = []
-    slots: list[NDArray[np.int64]] = []
-    for pack in range(packs):
-        used = 0
-        while used < filled:
-            wanted = statistics.tokens * np.exp(statistics.spread * random.standard_normal() - statistics.spread**2 / 2)
-            length = int(min(max(wanted, 8), sequence_length / 4, filled - used))
-            if filled - used - length < 8:
-                length = filled - used
-            start = pack * sequence_length + used
-            if statistics.image_share and length >= 8:
-                grid = _grid(statistics.image_share * length, random)
-                image = grid[0] * grid[1] // _MERGE
-                grids.append(grid)
-                slots.append(np.arange(start + 1, start + 1 + image))
-            lengths.append(length)
-            starts.append(start)
-            used += length
-    total = packs * sequence_length
-    start, size = np.array(starts), np.array(lengths)
-    bounds = np.append(start, total)
-    image_slots = np.concatenate(slots) if slots else np.zeros(0, np.int64)
-    tokens = random.integers(0, vocab_size, total)
-    learned = np.zeros(total + 1, bool)
-    for first, length in zip(starts, lengths, strict=True):
-        learned[first + 1 : first + length] = True
-    learned[image_slots] = False
-    mask = learned[1:]
-    labels = np.where(mask, np.roll(tokens, -1), 0)
-    patches = random.random((len(image_slots) * _MERGE, PATCH_VALUES), np.float32) * 2 - 1
-    return PackedBatch(
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        loss_mask=torch.from_numpy(mask.astype(np.float32)),
-        target_rows=torch.from_numpy(np.flatnonzero(mask)),
-        position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(bounds))),
-        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-        patches=torch.from_numpy(patches),
-        grid_thw=torch.from_numpy(np.array([(1, *grid) for grid in grids], np.int64).reshape(-1, 3)),
-        image_slots=torch.from_numpy(image_slots),
-        segment_category=torch.zeros(len(starts), dtype=torch.int64),
-        sample_ids=torch.arange(len(starts)),
-        sample_lengths=torch.from_numpy(size),
-        real_tokens=int(size.sum()),
-        skipped=0,
-        notes=(),
-    )
+    special = SpecialTokens(vocab_size - 2, vocab_size - 1)
+    outlines = [_outlines(statistics, sequence_length, random) for _ in range(packs)]
+    most = max(sum(sample.patches for sample in pack) for pack in outlines)
+    layout = BatchLayout(outlines, sequence_length, cast(Tokenizer, special), Buffers(packs * most, PATCH_VALUES))
+    for sample, room in zip(layout.samples, layout.rooms, strict=True):
+        image = slice(1, 1 + sample.patches // _MERGE)
+        room.ids[:] = random.integers(0, vocab_size - 2, sample.length)
+        room.ids[image] = special.image_pad
+        room.target[:] = True
+        room.target[image] = False
+        room.patches[:] = random.random(room.patches.shape, np.float32) * 2 - 1
+    return layout.finish()
+
+
+def _outlines(statistics: Statistics, sequence_length: int, random: np.random.Generator) -> list[Outline]:
+    left, samples = int(statistics.fill * sequence_length), []
+    while left:
+        drawn = statistics.tokens * np.exp(statistics.spread * random.standard_normal() - statistics.spread**2 / 2)
+        length = int(min(max(drawn, _LEAST), max(sequence_length / 4, _LEAST), left))
+        if left - length < _LEAST:
+            length = left
+        left -= length
+        grids = (_grid(statistics.image_share * length, random),) if statistics.image_share else ()
+        samples.append(Outline(sample_id=len(samples), category=0, length=length, grids=grids))
+    return samples
 
 
 def _grid(image_tokens: float, random: np.random.Generator) -> tuple[int, int]:
