@@ -1,4 +1,4 @@
-"""NVIDIA DALI: decodes and resizes JPEG on the CPU (`dali`), or decodes it on a GPU, where the pixels stay (`dali_mixed`).
+"""NVIDIA DALI: decodes and resizes JPEG on the CPU (`dali`), or decodes it on a GPU, where pixels stay (`dali_mixed`).
 
 DALI ends a whole batch at one corrupt image, accepts truncated ones, and reads CMYK, transparency and 16 bits in a way
 of its own. So only JPEG files, grey or in colour, go to DALI, the others to Pillow. `dali` first reads each to the end

@@ -12,7 +12,7 @@ from onevision.data.image import ImageError
 def each_image(
     images: Sequence[bytes], parts: Sequence[np.ndarray], write: Callable[[bytes, np.ndarray], None]
 ) -> list[ImageError | None]:
-    """`write(image, its part of the result)` for each image: None, or the ImageError that it raised, which leaves zeros."""
+    """`write(image, its part of the result)` for each image: None, or the ImageError that it raises, leaving zeros."""
     errors: list[ImageError | None] = []
     for data, part in zip(images, parts, strict=True):
         try:
