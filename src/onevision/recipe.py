@@ -53,7 +53,7 @@ class DataRecipe:
     shard_samples: int = 10_000  # samples a tar shard
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
     resize: str = "host"  # host, or device: the GPU makes patches of decoded pixels, the same values (needs make cuda)
-    hw_decoder_load: float = 0.65  # of dali_mixed: share of the images that go to the GPU's JPEG hardware, not its cores
+    hw_decoder_load: float = 0.65  # of dali_mixed: share of the images that the GPU's JPEG hardware decodes
     verify_images: bool = False  # decode every image once on import, not only its header
     filters: str = "auto"  # of captions: all, none; auto: all for parquet and webdataset (onevision.corpus.filters)
     min_caption: int = 50  # characters

@@ -45,7 +45,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch with the fields of `MOVED` on `device`; from pinned memory the copies do not make the host wait."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in MOVED})
+        ahead = device.type != "cpu"  # a copy to the host must be whole before anyone reads it
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=ahead) for name in MOVED})
 
 
 @dataclass(frozen=True)
