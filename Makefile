@@ -27,6 +27,10 @@ data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence
 # A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
 weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 
+# The Python of gpu-check: the one that is named, else that of .venv, else python3. A machine with a GPU has its PyTorch
+# already; nothing is installed for it.
+gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
+
 ifneq ($(filter resume eval report export logs cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
@@ -142,7 +146,14 @@ cuda: $(READY)  ## build the ops of cuda/ for this machine's GPU, or their CPU t
 cuda-check: $(READY)  ## without a GPU: compile for A800 and H100, run the kernels' source on the CPU
 	@$(JOBS) cuda-check
 
+gpu-check:  ## on any GPU: correctness of every op, training parity, benchmarks, and a report: OUT=dir SECONDS=n ONLY=a,b
+	@PYTHONPATH=src:.$(PYTHONPATH:%=:%) $(gpu_python) -m jobs gpu-check $(OUT:%=out=%) $(SECONDS:%=seconds=%) \
+	  $(ONLY:%=only=%) $(ARGS)
+
 ##@ Benchmarks
+
+bench: $(READY)  ## throughput of stage 1, 1.5 and 2 of MODEL on NODES, beside peers: table, JSON, plot
+	@$(JOBS) bench model=$(MODEL) $(place) $(OUT:%=out=%) $(ARGS)
 
 bench-packing: $(READY)  ## the solver and its packs at 85M samples, beside peers
 	@.venv/bin/python -m benchmarks.packing $(ARGS)
@@ -152,6 +163,9 @@ bench-concepts: $(READY)  ## concept search, and the balance of 85M samples, bes
 
 bench-data: $(READY)  ## images, lengths and the loader, beside peers
 	@.venv/bin/python -m benchmarks.data $(ARGS)
+
+bench-ops: $(READY)  ## the ops of cuda/ on this machine's GPU, beside its bandwidth
+	@.venv/bin/python -m benchmarks.ops $(ARGS)
 
 ##@ Development
 
@@ -182,5 +196,5 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
   stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
-  cuda cuda-check \
-  bench-packing bench-concepts bench-data test-fast lint clean-demo
+  cuda cuda-check gpu-check \
+  bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onevision.files import write_json
+from onevision.machine import memory_gb, processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,12 +42,15 @@ class Row:
         return self.value / self.reference_value if self.reference_value else None
 
 
-def write_results(name: str, rows: list[Row], versions: dict[str, str]) -> Path:
-    """Write benchmarks/results/<name>.json; returns its path."""
-    path = RESULTS / f"{name}.json"
+def write_results(
+    name: str, rows: list[Row], versions: dict[str, str], folder: Path = RESULTS, beside: dict[str, Any] | None = None
+) -> Path:
+    """Write <name>.json in `folder`, with what else is to stand `beside` the hardware; returns its path."""
+    path = folder / f"{name}.json"
     content: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": _memory_gb()},
+        "hardware": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gb": memory_gb()}
+        | (beside or {}),
         "versions": {"python": platform.python_version()} | versions,
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
     }
@@ -70,14 +74,3 @@ def show(title: str, rows: list[Row]) -> None:
 def package_versions(*names: str) -> dict[str, str]:
     """Versions of installed packages."""
     return {name: metadata.version(name) for name in names}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _memory_gb() -> float:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)

@@ -33,6 +33,7 @@ struct Place {
   explicit Place(const Tensor& tensor) {
 #ifdef ONEVISION_CUDA
     if (tensor.is_cuda()) {
+      STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch is without CUDA");
       guard.emplace(tensor.get_device_index());
       STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0, "no CUDA stream");
     }
@@ -239,7 +240,7 @@ Tensor resize_patches(const Tensor& pixels, const Tensor& sizes, const Tensor& s
   Tensor host = torch::stable::new_empty(sizes, {static_cast<int64_t>(table.size())});
   std::memcpy(host.mutable_data_ptr(), table.data(), table.size() * sizeof(int64_t));
   Tensor moved = torch::stable::new_empty(pixels, host.sizes(), ScalarType::Long);
-  torch::stable::copy_(moved, host);
+  torch::stable::copy_(moved, host, true);  // from pageable memory: it is read before this returns
   Tensor scratch = torch::stable::new_empty(pixels, {plans}, ScalarType::Int);
   Tensor out = torch::stable::new_empty(pixels, {patches, OV_VALUES}, dtype);
   const auto* images = static_cast<const OvImage*>(moved.const_data_ptr());

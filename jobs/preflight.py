@@ -20,6 +20,21 @@ from onevision.training.inputs import check_inputs, input_names, input_paths
 from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
 from onevision.training.run import conflict
 
+# Compute capability by `gpu_type` of a site; other chips have FP8 if the profile's `fp8` says so.
+CAPABILITY = {
+    "V100": (7, 0),
+    "A100": (8, 0),
+    "A800": (8, 0),
+    "A40": (8, 6),
+    "L40S": (8, 9),
+    "H100": (9, 0),
+    "H200": (9, 0),
+    "H800": (9, 0),
+    "H20": (9, 0),
+}
+FAMILY = {7: "Volta", 8: "Ampere", 9: "Hopper"}
+FP8_CAPABILITY = (8, 9)
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -112,11 +127,18 @@ def site_partition(site: Site) -> Partition:
 
 
 def precision_problems(recipe: Recipe, site: Site) -> list[str]:
-    """FP8 on a chip that has none."""
-    if recipe.train.precision != "fp8" or site.fp8:
+    """FP8 on a chip that has none. Of a machine without Slurm whose profile names no chip, training asks the chip."""
+    known = CAPABILITY.get(site.gpu_type.upper())
+    able = site.fp8 if known is None else known >= FP8_CAPABILITY
+    if recipe.train.precision != "fp8" or able or (site.scheduler == "none" and not site.gpu_type):
         return []
     chip = f"{site.gpu_type} of site {site.name}" if site.gpu_type else f"site {site.name}"
-    return [f"train.precision=fp8: {chip} has no FP8 units: use train.precision=bf16, or another site"]
+    what = f"is {FAMILY[known[0]]} (compute capability {known[0]}.{known[1]}) and " if known else ""
+    lowest = ".".join(map(str, FP8_CAPABILITY))
+    return [
+        f"train.precision=fp8: {chip} {what}has no FP8 units, which begin with {lowest}: use train.precision=bf16, or "
+        "another site"
+    ]
 
 
 def time_problems(site: Site, minutes: int) -> list[str]:

@@ -20,6 +20,16 @@ from yaml import YAMLError
 
 from onevision.errors import InputError
 from onevision.files import write_text
+from onevision.recipe_training import (
+    NOT_OFFERED,
+    TRAINING_CHOICES,
+    ModelRecipe,
+    OptimizerRecipe,
+    ParallelRecipe,
+    PerformanceRecipe,
+    TrainRecipe,
+    precision_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -105,53 +115,6 @@ class ConceptRecipe:
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
-    """Which architecture, and which of its parts stay as they are."""
-
-    preset: str = "8b"  # tiny, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
-    freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
-    recompute: str = "none"  # none, full (one layer at a time), selective (core attention)
-    recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """AdamW with a linear warm-up and a cosine to `min_lr`."""
-
-    lr: float = 1e-5
-    min_lr: float = 1e-6
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    eps: float = 1e-5
-    clip_grad: float = 1.0
-    warmup_fraction: float = 0.002  # of train.steps, rounded up
-
-
-@dataclass(frozen=True)
-class TrainRecipe:
-    """The loop."""
-
-    steps: int = 100
-    global_batch_size: int = 8  # packs a step over all ranks
-    micro_batch_size: int = 1  # packs a forward pass
-    precision: str = "bf16"  # bf16, fp32, fp8 (no part of this version: training refuses it)
-    init_from: str = ""  # run folder or checkpoint whose weights are the start; empty: initialised from the seed
-    log_interval: int = 1  # steps between rows of metrics.jsonl
-    peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
-    threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
-    hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
-
-
-@dataclass(frozen=True)
-class ParallelRecipe:
-    """How one copy of the model is spread over ranks; the other ranks are data-parallel. Results differ by rounding."""
-
-    tensor: int = 1  # ranks that share every layer
-    pipeline: int = 1  # ranks that have a part of the language layers each
-
-
-@dataclass(frozen=True)
 class CheckpointRecipe:
     """How often the state is saved, and how many checkpoints are kept."""
 
@@ -183,6 +146,7 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
+    performance: PerformanceRecipe = field(default_factory=PerformanceRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
@@ -198,9 +162,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "concepts.match": ("embedding", "substring"),
     "concepts.search": ("exact", "approximate"),
     "concepts.weighting": ("sum", "mean", "metaclip"),
-    "model.preset": ("tiny", "0.6b", "1.7b", "4b", "8b"),
-    "model.recompute": ("none", "full", "selective"),
-    "train.precision": ("bf16", "fp32", "fp8"),
+    **TRAINING_CHOICES,
 }
 COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
 MAX_PART_SAMPLES = 1 << 24  # numbers of packs and samples of a part share 64 bits with their cost
@@ -240,10 +202,12 @@ _MINIMUM: dict[str, float] = {
     "train.micro_batch_size": 1,
     "train.log_interval": 1,
     "train.peak_tflops": 0,
+    "train.fp8_bf16_layers": 0,
     "train.threads": 0,
     "train.hang_seconds": 0,
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
+    "performance.bucket_size": 0,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
     "evaluation.max_new_tokens": 1,
@@ -353,6 +317,8 @@ def _check_key(key: str, where: str) -> None:
     known = known_keys()
     if key in known:
         return
+    if key in NOT_OFFERED:
+        raise InputError(f"{where}: {key} is no setting: {NOT_OFFERED[key]}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     raise InputError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
 
@@ -425,6 +391,12 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
+        )
+    problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
+    if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
+        problems.append(
+            "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "
+            "bucket, and nothing to overlap"
         )
     return problems
 

@@ -123,6 +123,7 @@ def test_dtypes_and_shapes(tokenizer: Tokenizer) -> None:
         "tokens": (torch.int64, (2 * T,)),
         "labels": (torch.int64, (2 * T,)),
         "loss_mask": (torch.float32, (2 * T,)),
+        "target_rows": (torch.int64, (int(batch.loss_mask.sum()),)),
         "position_ids": (torch.int64, (2 * T,)),
         "cu_seqlens": (torch.int32, (4,)),
         "patches": (torch.float32, (4 * images, 588)),

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from onevision.evaluation.generate import Prompt, generate
+from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import OneVisionModel, language_config
+from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from onevision.convert.mapping import tensor_groups
+from onevision.model.configs import language_config
 from onevision.model.device import runtime_context
-from onevision.model.onevision import OneVisionModel, language_config
+from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PATCH_VALUES, Architecture, LanguageArchitecture, VisionArchitecture
 from onevision.recipe import ModelRecipe
 from onevision.training.checkpoint import CONTENT

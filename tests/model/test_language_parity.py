@@ -72,10 +72,11 @@ def test_loss_equals_cross_entropy_of_qwen3(device: torch.device) -> None:
     model = random_model()
     pack = random_pack([(19, ()), (33, ())])
     with torch.no_grad(), runtime_context(device):
-        ours = model(*pack.inputs, labels=pack.labels)[0]
+        total, ours = model(*pack.inputs, labels=pack.labels)
         theirs = torch.cat([qwen3(model)(segment[None]).logits[0] for segment in pack.tokens.split(pack.lengths)])
     expected = torch.nn.functional.cross_entropy(theirs, pack.labels, reduction="none")
     assert (ours - expected).abs().max() < TOLERANCE
+    assert torch.equal(total, ours.sum())
 
 
 def test_positions_do_not_come_from_the_place_in_the_pack(device: torch.device) -> None:
@@ -118,8 +119,9 @@ def input_gradients(model: OneVisionModel, pack: Pack, sample: int) -> tuple[Ten
 
     handle = model.language.embedding.register_forward_hook(keep)
     with runtime_context(torch.device("cpu")):
-        losses = model(*pack.with_values(patches=patches).inputs, labels=pack.labels)[0]
-        losses.split(pack.lengths)[sample].sum().backward()
+        rows = torch.arange(len(pack.tokens)).split(pack.lengths)[sample]
+        total, _ = model(*pack.with_values(patches=patches).inputs, labels=pack.labels, target_rows=rows)
+        total.backward()
     handle.remove()
     assert embedded[0].grad is not None and patches.grad is not None
     return embedded[0].grad[:, 0], patches.grad

@@ -46,11 +46,10 @@ def test_architecture(sections: dict[str, Any], lines: list[str]) -> None:
 
 def test_what_is_not_implemented_is_refused() -> None:
     assert missing_parts(recipe()) == []
-    problems = missing_parts(recipe(parallel={"tensor": 2}, train={"precision": "fp8"}))
-    assert "not part of this version: set both to 1" in problems[0]
-    assert problems[1] == "train.precision=fp8 is not part of this version: use train.precision=bf16"
+    (problem,) = missing_parts(recipe(parallel={"tensor": 2}))
+    assert "not part of this version: set both to 1" in problem
 
 
 def test_all_problems_are_told_at_once() -> None:
-    problems = training_problems(recipe(parallel={"tensor": 3, "pipeline": 5}, train={"precision": "fp8"}), 8)
-    assert len(problems) == 1 + 4 + 2
+    problems = training_problems(recipe(parallel={"tensor": 3, "pipeline": 5}), 8)
+    assert len(problems) == 1 + 4 + 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from onevision.convert.mapping import tensor_groups
+from onevision.model.configs import language_config
 from onevision.model.device import runtime_context
-from onevision.model.onevision import OneVisionModel, language_config
+from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe
 from onevision.training.checkpoint import CONTENT

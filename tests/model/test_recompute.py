@@ -37,8 +37,8 @@ def loss_and_gradients(precision: str, recompute: str, layers: int = 1) -> tuple
         if type(module).__name__ == "SegmentAttention":
             module.register_forward_pre_hook(count)
     with runtime_context(torch.device("cpu")):
-        loss = wrapped(*pack.inputs, labels=pack.labels)
-        loss.float().sum().backward()
+        total, loss = wrapped(*pack.inputs, labels=pack.labels)
+        total.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert len(gradients) == len(list(model.parameters()))
     return loss.detach(), gradients, runs

@@ -15,7 +15,6 @@ from onevision.data.decode.kernels import resize_patches, rows_first
 from onevision.data.decode.pillow import cut
 from onevision.data.image import SCALE, SHIFT
 from onevision.ops import patches as ours
-from tests.data.decode.cases import PHOTOGRAPHS
 from tests.ops.conftest import Place
 
 Sized = tuple[int, int, int, int]  # height, width, rows, columns
@@ -88,7 +87,8 @@ def test_any_sizes(place: Place, sizes: list[Sized], seed: int) -> None:
 
 @pytest.mark.parametrize(("name", "size", "grid"), [("astronaut", (160, 200), (12, 8)), ("coffee", (90, 60), (6, 10))])
 def test_photographs(place: Place, name: str, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    image = np.asarray(Image.open(PHOTOGRAPHS[name]).convert("RGB").resize(size))
+    photographs = pytest.importorskip("tests.data.decode.cases", reason="scikit-image is not installed").PHOTOGRAPHS
+    image = np.asarray(Image.open(photographs[name]).convert("RGB").resize(size))
     sizes = [(*image.shape[:2], *grid)]
     found = place.ops.resize_patches(*arguments([image], sizes, torch.float32, place.device)).cpu()
     torch.testing.assert_close(found, by_pillow([image], sizes), rtol=0, atol=1e-6)

@@ -19,12 +19,12 @@ from tests.forks import Forked, forked, wait_for
 MakeRecipe = Callable[..., Recipe]
 
 
-def train_on_two(recipe: Recipe, folder: Path, stop_after: int | None = None) -> None:
+def train_on_two(recipe: Recipe, folder: Path, stop_after: int | None = None, key: str = "") -> None:
     """Train on two ranks; with `stop_after`, ask one of them to stop once that many rows are there."""
     with ExitStack() as stack:
         ranks = [
             stack.enter_context(
-                forked(train, recipe, Ranks(rank, 2, rank, 2, f"file://{folder / f'rendezvous-{stop_after}'}"))
+                forked(train, recipe, Ranks(rank, 2, rank, 2, f"file://{folder / f'rendezvous-{stop_after}-{key}'}"))
             )
             for rank in range(2)
         ]

@@ -7,8 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import OneVisionModel, freeze, language_config
+from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe
 from onevision.training.flops import Work, forward_flops, recompute_flops, step_flops
@@ -31,7 +32,7 @@ def counted(model_recipe: ModelRecipe) -> int:
     slots = torch.arange(1, 1 + len(patches) // 4)
     # The math backend is made of plain products, which the counter knows; it computes the whole square.
     with runtime_context(device), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(tokens, torch.arange(len(tokens)), bounds, patches, grid_thw, slots, labels=tokens).sum().backward()
+        model(tokens, torch.arange(len(tokens)), bounds, patches, grid_thw, slots, labels=tokens)[0].backward()
     return counter.get_total_flops()
 
 

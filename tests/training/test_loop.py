@@ -15,7 +15,7 @@ import pytest
 from onevision.errors import Busy, InputError
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe, recipe_dict
-from onevision.training.checkpoint_files import checkpoint_steps
+from onevision.training.checkpoint_files import checkpoint_steps, find
 from onevision.training.history import read_metrics
 from onevision.training.loop import initialise, train
 from onevision.training.run import deciding_values
@@ -160,7 +160,8 @@ def test_missing_packs_and_start_weights_are_refused(make_recipe: MakeRecipe, tm
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"precision": "fp8"}, "train.precision=fp8 is not part of this version"),
+        ({"precision": "fp8"}, "train.precision=fp8 needs a GPU with FP8 units, and there is none here"),
+        ({"model": {"preset": "tiny", "backend": "transformer_engine"}}, "Transformer Engine needs a GPU: use"),
         ({"parallel": {"tensor": 2}}, "parallel.tensor=2 x parallel.pipeline=1 does not divide 1 ranks"),
     ],
 )
@@ -176,9 +177,12 @@ def test_a_run_goes_on_with_another_layout(make_recipe: MakeRecipe) -> None:
     assert not any(key.startswith("parallel") for key in deciding_values(recipe))
 
 
-def test_initialising_in_fp8_is_refused(make_recipe: MakeRecipe) -> None:
-    with pytest.raises(InputError, match="train.precision=fp8 is not part of this version"):
-        initialise(make_recipe(stage="stage0", precision="fp8"))
+def test_weights_for_fp8_are_drawn_anywhere(make_recipe: MakeRecipe) -> None:
+    model = {"preset": "tiny", "backend": "transformer_engine"}
+    for name, precision in (("fp8", "fp8"), ("bf16", "bf16")):
+        initialise(make_recipe(name, stage="stage0", precision=precision, model=model))
+    contents = [find(make_recipe(name).output)[1] for name in ("fp8", "bf16")]
+    assert contents[0]["files"]["__0_0.distcp"] == contents[1]["files"]["__0_0.distcp"]
 
 
 def test_two_processes_cannot_train_in_one_folder(make_recipe: MakeRecipe) -> None:

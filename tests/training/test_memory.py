@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import OneVisionModel, freeze, language_config
+from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe, Recipe, recipe_from
 from onevision.training.checkpoint_files import step_folder

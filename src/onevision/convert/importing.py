@@ -17,15 +17,15 @@ from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shape
 from onevision.errors import InputError
 from onevision.fingerprint import file_digest
 from onevision.model.adapter import PatchMerger
+from onevision.model.configs import adapter_config, language_config, vision_config
 from onevision.model.device import Ranks, runtime_context, start
-from onevision.model.onevision import adapter_config, language_config, vision_config
 from onevision.model.presets import PRESETS, Architecture
 from onevision.model.specs import TORCH
 from onevision.progress import Progress
 from onevision.recipe import Recipe, save_recipe
 from onevision.steps import StepResult, run_step
 from onevision.training.checkpoint_files import commit, step_folder
-from onevision.training.optimizer import precision_dtype
+from onevision.training.precision import precision_dtype
 
 # Tensors of a RICE-ViT directory that have no place in this model, behind its prefix.
 RICE_UNUSED = ("post_layernorm.", "embeddings.position_ids", "vision_rotary_embedding.")

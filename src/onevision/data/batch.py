@@ -34,6 +34,7 @@ class PackedBatch:
     patches: torch.Tensor  # [P, 588]; float32, or of the dtype in which a device made them
     image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
     # These stay in the host's memory.
+    target_rows: torch.Tensor  # int64 [N]: where loss_mask is 1
     cu_seqlens: torch.Tensor  # int32 [S + 1]: segment s is cu_seqlens[s] to cu_seqlens[s + 1]
     grid_thw: torch.Tensor  # int64 [I, 3]
     segment_category: torch.Tensor  # int64 [S], into the categories of the run's sources
@@ -127,6 +128,7 @@ class BatchLayout:
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
             loss_mask=torch.from_numpy(learned.astype(np.float32)),
+            target_rows=torch.from_numpy(np.flatnonzero(learned)),
             position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             patches=patches,

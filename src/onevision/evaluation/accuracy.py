@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,8 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
     folder, content = checkpoint_files.find(checkpoint_path)
     checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
+    # Prompts have any number of tokens, which FP8 products do not take.
+    precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
     inputs = {
         "checkpoint": content["fingerprint"],
         "corpus": corpus.index.fingerprint,
@@ -143,14 +145,14 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         "max_new_tokens": recipe.evaluation.max_new_tokens,
         "pixels": [recipe.data.min_pixels, recipe.data.max_pixels],
         "decoder": recipe.data.decoder,
-        "precision": recipe.train.precision,
+        "precision": precision,
     }
 
     def build(temporary: Path) -> dict[str, Any]:
         device = start(Ranks(), recipe.seed)
         set_threads(recipe.train.threads, 1)
         with runtime_context(device):
-            model = build_model(recipe, device)
+            model = build_model(replace(recipe, train=replace(recipe.train, precision=precision)), device)
             checkpoint.load_model(folder, content, model)
         patcher = image_patcher(recipe.data, device, model.config.params_dtype)
         model.eval()

@@ -9,8 +9,10 @@ from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from onevision.model.configs import row_multiple
 from onevision.model.presets import SPATIAL_MERGE_SIZE, Architecture
 from onevision.model.specs import Modules
+from onevision.model.vision import pad_rows
 
 
 class PatchMerger(MegatronModule):
@@ -30,8 +32,13 @@ class PatchMerger(MegatronModule):
             projector_type="mlp",
             input_size=architecture.merged_size,
         )
+        self.row_multiple = row_multiple(config)
 
     def forward(self, features: Tensor) -> Tensor:
         """Image tokens [P/4, H] of patch features [P, hidden] in merge-block order."""
         merged = self.layernorm(features).reshape(features.shape[0] // SPATIAL_MERGE_SIZE**2, 1, -1)
-        return self.projector(merged).squeeze(1)
+        tokens = len(merged)
+        padding = -tokens % self.row_multiple
+        if padding:  # for FP8, as in the vision tower
+            merged = pad_rows(merged, padding)
+        return self.projector(merged)[:tokens].squeeze(1)

@@ -16,15 +16,13 @@ from typing import Any
 
 import megatron.core
 import torch
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.optimizer import distrib_optimizer
 from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 from onevision.errors import InputError
+from onevision.model.gpu_backend import install_adam
 from onevision.processes import die_with
-from onevision.training.adam import FusedAdam
 
 MEGATRON_VERSION = "0.16.1"
 
@@ -102,9 +100,4 @@ def install() -> None:
     megatron_random._set_cuda_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker
     filesystem_async._get_write_results_queue = _results_queue
-    # The torch AdamW branch of the distributed optimizer writes checkpoints that it cannot read again; this Adam keeps
-    # `step` in the parameter group, as apex and TE do, so that the branch for those is taken.
-    megatron_optimizer.Adam = distrib_optimizer.Adam = FusedAdam
-    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-    distrib_optimizer.USING_APEX_OPTIMIZER = True
+    install_adam()

@@ -18,7 +18,7 @@ from megatron.core.rerun_state_machine import (
 )
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from onevision.model import cpu_backend
+from onevision.model import cpu_backend, gpu_backend
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def start(ranks: Ranks, seed: int, patience_minutes: int = 30) -> torch.device:
     device = select_device(ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        gpu_backend.install()
     else:
         cpu_backend.install()
     if not dist.is_initialized():

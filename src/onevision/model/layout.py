@@ -5,8 +5,6 @@ from __future__ import annotations
 from onevision.model.presets import PRESETS, Architecture
 from onevision.recipe import Recipe, layout_problems
 
-FP8_LINE = "train.precision=fp8 is not part of this version: use train.precision=bf16"
-
 
 def training_problems(recipe: Recipe, world_size: int) -> list[str]:
     """Everything that keeps a recipe from being trained on `world_size` ranks, whatever its data are."""
@@ -42,6 +40,13 @@ def architecture_problems(recipe: Recipe, architecture: Architecture) -> list[st
             f"model.recompute_layers={layers} does not divide the layers of the {architecture.name} model "
             f"({vision.num_layers} in vision, {language.num_layers} in language): set it to 1"
         )
+    kept = recipe.train.fp8_bf16_layers
+    fewest = min(vision.num_layers, language.num_layers)
+    if 2 * kept > fewest:
+        problems.append(
+            f"train.fp8_bf16_layers={kept} at either end are more than the {fewest} layers of a transformer of the "
+            f"{architecture.name} model: set it to at most {fewest // 2}"
+        )
     return problems
 
 
@@ -53,8 +58,6 @@ def missing_parts(recipe: Recipe) -> list[str]:
             f"parallel.tensor={recipe.parallel.tensor}, parallel.pipeline={recipe.parallel.pipeline}: training with "
             "tensor or pipeline parallelism is not part of this version: set both to 1"
         )
-    if recipe.train.precision == "fp8":
-        problems.append(FP8_LINE)
     return problems
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -13,99 +10,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from onevision.model.adapter import PatchMerger
-from onevision.model.attention import segment_params
-from onevision.model.presets import Architecture
+from onevision.model.attention import segment_params, to_device
+from onevision.model.configs import adapter_config, vision_config
+from onevision.model.loss import linear_cross_entropy
+from onevision.model.presets import PATCH_VALUES, Architecture
+from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import TORCH, Modules, block_spec
 from onevision.model.vision import RiceViT
-from onevision.recipe import ModelRecipe
-
-
-def language_config(
-    architecture: Architecture, model: ModelRecipe, dtype: torch.dtype, *, initialize: bool = True
-) -> TransformerConfig:
-    """Megatron's configuration of the language model. Fusions that need apex, TE or a compiler are off."""
-    language = architecture.language
-    recompute: dict[str, object] = {}
-    if model.recompute == "full":
-        recompute = {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": model.recompute_layers,
-        }
-    elif model.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return TransformerConfig(
-        num_layers=language.num_layers,
-        hidden_size=language.hidden_size,
-        ffn_hidden_size=language.ffn_hidden_size,
-        num_attention_heads=language.num_attention_heads,
-        num_query_groups=language.num_query_groups,
-        kv_channels=language.head_dim,
-        normalization="RMSNorm",
-        layernorm_epsilon=language.rmsnorm_epsilon,
-        qk_layernorm=True,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        init_method_std=architecture.init_std,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        calculate_per_token_loss=True,
-        perform_initialization=initialize,
-        use_cpu_initialization=True,  # the same weights on any device and any layout
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        **recompute,
-    )
-
-
-def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
-    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
-    vision = architecture.vision
-    return replace(
-        language,
-        num_layers=vision.num_layers,
-        hidden_size=vision.hidden_size,
-        ffn_hidden_size=vision.ffn_hidden_size,
-        num_attention_heads=vision.num_attention_heads,
-        num_query_groups=vision.num_attention_heads,
-        kv_channels=vision.head_dim,
-        normalization="LayerNorm",
-        layernorm_epsilon=vision.layernorm_epsilon,
-        qk_layernorm=False,
-        gated_linear_unit=False,
-        activation_func=F.gelu,
-        add_bias_linear=True,
-        # replace() passes what __post_init__ derived from the language sizes; derive it again.
-        init_method=None,
-        output_layer_init_method=None,
-        embedding_init_method=None,
-    )
-
-
-def adapter_config(architecture: Architecture, vision: TransformerConfig) -> TransformerConfig:
-    """Megatron's configuration of the patch merger's MLP: 4 x vision width inside, language width out."""
-    return replace(
-        vision,
-        num_layers=1,
-        hidden_size=architecture.language.hidden_size,
-        ffn_hidden_size=architecture.merged_size,
-        num_attention_heads=1,
-        num_query_groups=1,
-        kv_channels=architecture.language.hidden_size,
-        init_method=None,
-        output_layer_init_method=None,
-        embedding_init_method=None,
-        recompute_granularity=None,
-        recompute_method=None,
-        recompute_num_layers=None,
-    )
 
 
 class OneVisionModel(MegatronModule):
@@ -128,10 +39,12 @@ class OneVisionModel(MegatronModule):
             block_spec(modules, language.num_layers, AttnMaskType.causal, qk_norm=True),
             vocab_size=language.vocab_size,
             max_sequence_length=language.max_position_embeddings,
-            position_embedding_type="rope",
-            rotary_base=language.rotary_base,
+            position_embedding_type="none",  # the attention is given the angles
             share_embeddings_and_output_weights=False,
         )
+        self.inverse_frequencies = inverse_frequencies(language.head_dim, language.rotary_base)
+        self.scatter = modules.scatter
+        self.always_vision = False  # whether a pack without an image runs vision too, for gradients that are zero
         self.model_type = self.language.model_type
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
@@ -151,27 +64,41 @@ class OneVisionModel(MegatronModule):
         grid_thw: Tensor,
         image_slots: Tensor,
         labels: Tensor | None = None,
+        target_rows: Tensor | None = None,
         image_tokens: Tensor | None = None,
-    ) -> Tensor:
-        """Per-token loss [1, T] when `labels` is given, else logits [1, T, V].
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Loss when `labels` is given, else logits [1, T, V].
 
         tokens, position_ids, labels: int64 [T]; cu_seqlens int32 [S+1]; patches [P, 588]; grid_thw int64 [I, 3];
-        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. `image_tokens` [P/4, H] may be
-        given instead of being computed from the patches (generation asks for the same images many times).
+        image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens, grid_thw and
+        target_rows lie on the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being computed from the
+        patches (generation asks for the same images many times).
+
+        The loss is its sum over `target_rows` (int64 [N]; all rows where it is not given), float32, and that of each of
+        them, float32 [N], which has no gradient. The head is not computed for other rows.
         """
-        embedded = self.language.embedding(tokens[None], position_ids[None])  # [T, 1, H]
+        embedded = self.language.embedding(tokens[None], None)  # [T, 1, H]
         if image_tokens is None and len(grid_thw):
             image_tokens = self.image_tokens(patches, grid_thw)
+        if image_tokens is None and self.always_vision and self.training:
+            nothing = self.image_tokens(patches.new_zeros(4, PATCH_VALUES), torch.tensor([[1, 2, 2]]))
+            embedded = embedded + 0 * nothing.sum()
         if image_tokens is not None:
-            embedded = embedded.index_copy(0, image_slots, image_tokens[:, None].to(embedded.dtype))
-        return self.language(
-            input_ids=tokens[None],
-            position_ids=position_ids[None],
+            embedded = self.scatter(embedded.squeeze(1), image_tokens.to(embedded.dtype), image_slots)[:, None]
+        hidden = self.language.decoder(
+            hidden_states=embedded,
             attention_mask=None,
-            decoder_input=embedded,
-            labels=None if labels is None else labels[None],
-            packed_seq_params=segment_params(cu_seqlens),
+            rotary_pos_emb=position_ids[:, None] * to_device(self.inverse_frequencies, position_ids.device),
+            packed_seq_params=segment_params(cu_seqlens, tokens.device),
         )
+        if labels is None:
+            return self.language.output_layer(hidden)[0].transpose(0, 1).contiguous()
+        hidden = hidden.squeeze(1)
+        if target_rows is not None:
+            target_rows = to_device(target_rows, hidden.device)
+            hidden, labels = hidden.index_select(0, target_rows), labels.index_select(0, target_rows)
+        fused = self.config.gradient_accumulation_fusion
+        return linear_cross_entropy(hidden, self.language.output_layer.weight, labels, into_main_grad=fused)
 
 
 def freeze(model: OneVisionModel, parts: list[str]) -> None:
@@ -179,3 +106,5 @@ def freeze(model: OneVisionModel, parts: list[str]) -> None:
     for part in parts:
         for parameter in getattr(model, part).parameters():
             parameter.requires_grad_(False)
+    if "vision" in parts:  # no gradient goes through it, so nothing is kept that could be recomputed
+        model.vision.decoder.config.recompute_granularity = None

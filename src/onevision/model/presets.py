@@ -80,6 +80,12 @@ PRESETS: dict[str, Architecture] = {
         ),
         init_std=0.06,
     ),
+    # For checks on one GPU that take a minute: large enough that rounding matters as in the others, no published model.
+    "140m": Architecture(
+        "140m",
+        VisionArchitecture(num_layers=8, hidden_size=512, ffn_hidden_size=2048, num_attention_heads=8),
+        LanguageArchitecture(12, 768, 2304, 6, 2, 128, 16_384, 1_000_000.0, 40_960),
+    ),
     # The two of a single GPU, with the language models Qwen3-0.6B and Qwen3-1.7B (whose head is tied; here it is not).
     "0.6b": Architecture(
         "0.6b",

@@ -6,14 +6,16 @@ which is where Transformer Engine's fused module keeps them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from megatron.core.extensions import transformer_engine as te
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -21,8 +23,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
-from onevision.model.attention import SegmentAttention
+from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
+from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
+from onevision.model.rotary import rotate
+from onevision.ops.library import load
+from onevision.ops.rotary import rotary
+from onevision.ops.scatter import scatter_features
 
 
 class TorchNorm:
@@ -31,6 +39,18 @@ class TorchNorm:
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
         return norm(hidden_size, eps=eps, dtype=config.params_dtype)
+
+
+# It asks for the class of an MLP in order to pass the group of tensor parallelism, which the MLP finds by itself.
+logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+    lambda record: "Unknown MLP type" not in record.getMessage()
+)
+Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def scatter(embedded: Tensor, features: Tensor, slots: Tensor) -> Tensor:
+    """embedded [T, H] with the rows slots [N] replaced by features [N, H]; a new tensor."""
+    return embedded.index_copy(0, slots, features)
 
 
 @dataclass(frozen=True)
@@ -42,22 +62,44 @@ class Modules:
     norm: type
     core_attention: type
     norm_linear: type | None = None
+    rotate: Rotate = rotate
+    scatter: Scatter = scatter
+    mlp: type = MLP
+    bias_add: Callable[..., Any] = get_bias_dropout_add
 
 
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device) -> Modules:
-    """Transformer Engine's modules on a GPU that has it, PyTorch's elsewhere."""
-    if device.type == "cuda" and te.HAVE_TE:
+def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
+    """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
+
+    On a GPU both use the ops of `cuda/`.
+
+    Raises:
+        InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
+    """
+    backend = resolve_backend(backend, device)
+    if device.type != "cuda":
+        return TORCH
+    load()
+    from onevision.model.fused import FusedMLP, FusedNorm, fused_bias_add  # needs Triton, which comes with CUDA
+
+    if backend == TRANSFORMER_ENGINE:
         return Modules(
             te.TEColumnParallelLinear,
             te.TERowParallelLinear,
             te.TENorm,
             te.TEDotProductAttention,
             te.TELayerNormColumnParallelLinear,
+            rotate=rotary,
+            scatter=scatter_features,
+            mlp=FusedMLP,
+            bias_add=fused_bias_add,
         )
-    return TORCH
+    return replace(
+        TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, mlp=FusedMLP, bias_add=fused_bias_add
+    )
 
 
 def block_spec(
@@ -75,8 +117,8 @@ def block_spec(
         submodules=TransformerLayerSubmodules(
             input_layernorm=IdentityOp if fused else modules.norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": mask},
+                module=RotarySelfAttention,
+                params={"attn_mask_type": mask, "rotate": modules.rotate},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column,
                     core_attention=modules.core_attention,
@@ -85,10 +127,10 @@ def block_spec(
                     k_layernorm=head_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=modules.bias_add,
             pre_mlp_layernorm=IdentityOp if fused else modules.norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
-            mlp_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(module=modules.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
+            mlp_bda=modules.bias_add,
             sharded_state_dict_keys_map={}
             if fused
             else {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from megatron.core.models.common.vision_module.vision_module import VisionModule
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import build_module
@@ -10,8 +11,10 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from onevision.model.attention import segment_params
+from onevision.model.attention import segment_params, to_device
+from onevision.model.configs import row_multiple
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, VisionArchitecture
+from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import Modules, block_spec
 
 
@@ -28,6 +31,11 @@ def patch_positions(grid_thw: Tensor) -> Tensor:
         blocks = grid.view(height // merge, merge, width // merge, merge, 2).transpose(1, 2)
         positions.append(blocks.reshape(-1, 2).repeat(frames, 1))
     return torch.cat(positions).to(grid_thw.device)
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """x [N, ...] with `rows` rows of zeros behind it."""
+    return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
 
 
 class RiceViT(VisionModule):
@@ -48,40 +56,50 @@ class RiceViT(VisionModule):
             modules.norm, config=config, hidden_size=width, eps=architecture.layernorm_epsilon
         )
         self.decoder = TransformerBlock(
-            config, block_spec(modules, architecture.num_layers, AttnMaskType.no_mask), post_layer_norm=False
+            config,
+            block_spec(modules, architecture.num_layers, AttnMaskType.no_mask),
+            post_layer_norm=False,
         )
-        half = head_dim // 2  # angles for rows, then for columns, half / 2 each
-        self.inverse_frequencies = 1.0 / architecture.rotary_base ** (
-            torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half
-        )
+        self.row_multiple = row_multiple(config)
+        # Angles for rows, then for columns, half of head_dim / 2 each.
+        self.inverse_frequencies = inverse_frequencies(head_dim // 2, architecture.rotary_base)
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        """Features of every patch, [P, hidden], of patches [P, 588] whose images have the grids grid_thw [I, 3]."""
-        segments = grid_thw.prod(1)  # one attention segment an image
+        """Features of every patch, [P, hidden], of patches [P, 588] whose images have the grids grid_thw [I, 3].
+
+        Where grid_thw lies on a GPU, this waits for it.
+        """
+        grids, device = grid_thw.cpu(), patches.device
+        segments = grids.prod(1)  # one attention segment an image
         total, images = int(segments.sum()), len(segments)
         # Row j of the sequence with class tokens is row source[j] of [patches; class token].
-        heads = torch.zeros(images, dtype=torch.int64, device=patches.device)
-        heads[1:] = (segments + 1).cumsum(0)[:-1]
-        is_patch = torch.ones(total + images, dtype=torch.bool, device=patches.device)
-        is_patch[heads] = False
-        patch_rows = is_patch.nonzero().squeeze(1)
-        source = torch.full((total + images,), total, device=patches.device)
-        source[patch_rows] = torch.arange(total, device=patches.device)
+        bounds = F.pad((segments + 1).cumsum(0), (1, 0))
+        is_patch = torch.ones(total + images, dtype=torch.bool)
+        is_patch[bounds[:-1]] = False
+        rows = is_patch.nonzero().squeeze(1)
+        places = torch.full((total + images,), total)
+        places[rows] = torch.arange(total)
+        source, patch_rows = to_device(places, device), to_device(rows, device)
 
         embedded = self.patch_embed(patches)
         hidden = torch.cat([embedded, self.class_embedding[None].to(embedded.dtype)]).index_select(0, source)
         hidden = self.pre_layernorm(hidden)
 
-        frequencies = self.inverse_frequencies.to(patches.device)
-        angles = (patch_positions(grid_thw)[..., None] * frequencies).flatten(1)  # [P, head_dim / 2]
+        positions = to_device(patch_positions(grids), device)
+        angles = (positions[..., None] * to_device(self.inverse_frequencies, device)).flatten(1)  # [P, head_dim / 2]
         angles = torch.cat([angles, self.class_pos_emb.float()]).index_select(0, source)
-        rotary = torch.cat([angles, angles], dim=-1)[:, None, None, :]
 
-        cu_seqlens = torch.nn.functional.pad((segments + 1).cumsum(0), (1, 0)).to(torch.int32)
+        # FP8 wants a multiple of rows: a last segment of zeros, which no image sees and whose rows nobody reads. It is
+        # work that is not counted, and where a tensor has one scale, it has its share in it as every image has.
+        padding = -len(source) % self.row_multiple
+        if padding:
+            hidden, angles = pad_rows(hidden, padding), pad_rows(angles, padding)
+            bounds = torch.cat([bounds, bounds[-1:] + padding])
+
         hidden = self.decoder(
             hidden_states=hidden[:, None],
             attention_mask=None,
-            rotary_pos_emb=rotary,
-            packed_seq_params=segment_params(cu_seqlens),
+            rotary_pos_emb=angles,
+            packed_seq_params=segment_params(bounds.to(torch.int32), device),
         )
         return hidden.squeeze(1).index_select(0, patch_rows)

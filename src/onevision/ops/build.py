@@ -6,10 +6,12 @@ A library's name has a digest of all that it is made of, so an old one is never 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +74,8 @@ class Library:
             objects, said = self._compile(Path(name))
             torch_folder = Path(torch.__file__).parent / "lib"
             present = [library for library in TORCH if (torch_folder / f"lib{library}.so").exists()]
-            linked = [f"-L{torch_folder}", *(f"-l{library}" for library in present)]
+            # Not only as needed: what is needed of CUDA's part is a weak symbol, for which no linker keeps a library.
+            linked = ["-Xlinker", "--no-as-needed", f"-L{torch_folder}", *(f"-l{library}" for library in present)]
             run(["nvcc" if self.architectures else "g++", "-shared", *map(str, objects), *linked, "-o", str(made)])
             write_text(path.with_suffix(".log"), said)
             made.replace(path)
@@ -91,11 +94,13 @@ class Library:
         if self.architectures:
             chosen = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.architectures]
             steps += [(kernel, [*NVCC, *chosen]) for kernel in kernels]
-        objects, said = [], []
-        for number, (source, command) in enumerate(steps):
-            objects.append(scratch / f"{number}.o")
-            said.append(run([*command, f"-I{SOURCES}", "-c", str(source), "-o", str(objects[-1])]))
-        return objects, "".join(said)
+        objects = [scratch / f"{number}.o" for number in range(len(steps))]
+        commands = [
+            [*command, f"-I{SOURCES}", "-c", str(source), "-o", str(made)]
+            for (source, command), made in zip(steps, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return objects, "".join(pool.map(run, commands))
 
 
 def run(command: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onevision.errors import InputError
-from onevision.model.layout import FP8_LINE, architecture_problems
+from onevision.model.layout import architecture_problems
 from onevision.model.presets import PRESETS
 from onevision.planning import published
 from onevision.planning.hardware import Gpu
@@ -74,8 +74,6 @@ def make_plan(recipe: Recipe, gpus: int, gpu: Gpu, packs: Packs) -> Plan:
 
 
 def _refuse(recipe: Recipe, packs: Packs) -> None:
-    if recipe.train.precision == "fp8":
-        raise InputError(FP8_LINE)
     if recipe.train.precision != "bf16":
         raise InputError(f"train.precision={recipe.train.precision}: peaks are known for bf16 only: plan with that")
     problems = architecture_problems(laid_out(recipe, Layout()), PRESETS[recipe.model.preset])

@@ -37,14 +37,18 @@ class FusedAdam(torch.optim.Optimizer):
             for param in params:
                 if not self.state[param]:
                     self.state[param] = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+            on_gpu = params[0].is_cuda
+            # Each parameter has a count of its own, which PyTorch raises by one; its fused kernel wants it on the GPU.
+            steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
             adamw(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["exp_avg"] for p in params],
                 [self.state[p]["exp_avg_sq"] for p in params],
                 [],
-                [torch.tensor(float(group["step"] - 1)) for _ in params],
-                foreach=True,
+                list(steps.unbind()),
+                foreach=not on_gpu,
+                fused=on_gpu,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

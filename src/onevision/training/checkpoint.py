@@ -1,7 +1,7 @@
 """Checkpoints: Megatron's dist_checkpointing, written beside and renamed (`training/checkpoint_files.py`).
 
 Nothing in a training step draws random numbers and the loader is a pure function of the step, so model, optimizer,
-scheduler and the step number are the whole state.
+scheduler, the step number and the scales of delayed FP8 are the whole state.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from onevision.files import FULL, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
 from onevision.training.checkpoint_files import check_architecture, commit, step_folder
+from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
 EXTRA_STATE = "_extra_state"
 # Layer numbers in the keys (one tensor a layer), optimizer state that loads at any data-parallel size.
@@ -55,17 +56,22 @@ def load_training(folder: Path, content: dict[str, Any], model: OneVisionModel, 
     """
     check_architecture(folder, content, model.architecture)
     state = _training_state(model, optimizer, scheduler, is_loading=True)
+    state.pop(KEY, None)
     state = dist_checkpointing.load(state, str(folder))
     _set_weights(model, state["model"])
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+    delayed = bool(model.config.fp8) and model.config.fp8_recipe == "delayed"
+    told = load_scales(folder, model, delayed, dist.get_rank(), dist.get_world_size())
+    if told and dist.get_rank() == 0:
+        print(told, flush=True)
     return content["step"]
 
 
 def _weights(model: OneVisionModel) -> dict[str, Any]:
-    """The sharded tensors of the model. What backends keep beside them (`_extra_state`, which is empty but for FP8) is
-    left out, so that a checkpoint of one backend loads in another."""
+    """The sharded tensors of the model. What backends keep beside them (`_extra_state`) is left out, so that a
+    checkpoint of one backend loads in another; the scales of FP8 are a part of their own (training/fp8_state.py)."""
     state = model.sharded_state_dict(metadata=CONTENT)
     return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
 
@@ -83,6 +89,7 @@ def _training_state(model: OneVisionModel, optimizer: Any, scheduler: Any, *, is
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=CONTENT),
         "scheduler": scheduler.state_dict(),
+        **sharded_scales(model, dist.get_rank(), dist.get_world_size()),
     }
 
 

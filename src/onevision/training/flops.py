@@ -7,7 +7,7 @@ Forward, with T tokens, P patches, one class token an image (I images), segments
 
     language, a layer    2*T*H*(q + 2*kv) + 2*T*q*H + 3 * 2*T*H*F      q = heads*d, kv = groups*d, SwiGLU has 3 matrices
     language attention   4*q*sum(L^2), of which a causal mask leaves 4*q*sum(L*(L+1)/2)
-    head                 2*T*H*V
+    head                 2*N*H*V, of the N tokens that are targets: the others have no loss
     patch embedding      2*P*588*h
     vision, a layer      2*(P+I)*(4*h*h + 2*h*f)
     vision attention     4*h*sum((patches of the image + 1)^2), no mask
@@ -37,10 +37,17 @@ if TYPE_CHECKING:  # counting needs no torch, and `make plan` starts without it
 
 @dataclass(frozen=True)
 class Work:
-    """What went through the model: lengths of the language segments, patches of each image; or their means."""
+    """What went through the model: lengths of the language segments, patches of each image, and how many tokens were
+    targets of the loss (None: all)."""
 
     segments: Sequence[float]
     images: Sequence[float]
+    targets: float | None = None
+
+    @property
+    def heads(self) -> float:
+        """Tokens for which the head was computed."""
+        return sum(self.segments) if self.targets is None else self.targets
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def forward_flops(architecture: Architecture, work: Work, *, causal: bool = True
     adapter = 2.0 * image_tokens * (inner * inner + inner * hidden)
 
     layer = hidden * (query + 2 * key_value) + query * hidden + 3 * hidden * language.ffn_hidden_size
-    language_linear = 2.0 * tokens * (language.num_layers * layer + hidden * language.vocab_size)
+    language_linear = 2.0 * tokens * language.num_layers * layer + 2.0 * work.heads * hidden * language.vocab_size
     pairs = sum(length * (length + 1) / 2 if causal else length**2 for length in work.segments)
     language_attention = language.num_layers * 4.0 * query * pairs
     return {
@@ -115,7 +122,7 @@ def recompute_parts(
     again = 0.0 if model.recompute == "none" else 1.0
     linear = 1.0 if model.recompute == "full" else 0.0
     seen = 0.0 if "vision" in model.freeze else 1.0
-    head = 2.0 * sum(work.segments) * architecture.language.hidden_size * architecture.language.vocab_size
+    head = 2.0 * work.heads * architecture.language.hidden_size * architecture.language.vocab_size
     return {
         "vision": PartFlops(linear * seen * (vision.linear - vision.first), again * seen * vision.attention),
         "adapter": PartFlops(0.0, 0.0),

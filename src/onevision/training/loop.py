@@ -7,34 +7,37 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
 from onevision.lineage import write_lineage
-from onevision.model.device import Ranks, runtime_context, set_threads, start
+from onevision.model.backend import machine_problems
+from onevision.model.configs import language_config
+from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
-from onevision.model.onevision import OneVisionModel, freeze, language_config
+from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files
 from onevision.training.agreement import highest, of_first_rank
-from onevision.training.environment import write_environment
+from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
 from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
-from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel, precision_dtype
+from onevision.training.optimizer import gathered_weights
+from onevision.training.precision import allow_tf32, precision_dtype
 from onevision.training.run import lock_run, open_run
-from onevision.training.step import forward_step, reduce_totals, refuse_divergence
+from onevision.training.step import reduce_totals, refuse_divergence
+from onevision.training.stepper import Stepper
 
 
 class StopRequest:
@@ -49,12 +52,23 @@ class StopRequest:
         self.signum = signum
 
 
-def build_model(recipe: Recipe, device: torch.device) -> OneVisionModel:
-    """The preset's model on `device`, initialised from the recipe's seed, with the recipe's parts frozen."""
+def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> OneVisionModel:
+    """The preset's model on `device`, initialised from the recipe's seed, with the recipe's parts frozen.
+
+    With `initialize=False` the weights are whatever the memory held: for a benchmark, which draws its own quickly.
+    """
     architecture = PRESETS[recipe.model.preset]
-    config = language_config(architecture, recipe.model, precision_dtype(recipe.train.precision))
+    dtype = precision_dtype(recipe.train.precision)
+    config = language_config(
+        architecture,
+        recipe.model,
+        dtype,
+        initialize=initialize,
+        fused=device.type == "cuda",
+        train=recipe.train,
+    )
     torch.manual_seed(recipe.seed)
-    model = OneVisionModel(architecture, config, backend_modules(device))
+    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend))
     freeze(model, recipe.model.freeze)
     return model.to(device)
 
@@ -68,7 +82,8 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
         device = start(Ranks(), recipe.seed)
         set_threads(recipe.train.threads, 1)
         with runtime_context(device):
-            model = build_model(recipe, device)
+            # Weights do not depend on the backend: those for a GPU can be drawn where there is none.
+            model = build_model(replace(recipe, model=replace(recipe.model, backend="auto")), device)
             writer = checkpoint.Checkpointer(run, model.architecture, keep=1, asynchronous=False)
             writer.save(0, model)
         write_lineage(run, {}, {})
@@ -95,6 +110,7 @@ def train(
     ranks = ranks or Ranks()
     settings = recipe.train
     problems = training_problems(recipe, ranks.world_size)
+    problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
     if problems:
         raise InputError("; ".join(problems))
     inputs = open_inputs(recipe)
@@ -112,15 +128,16 @@ def train(
         if summary is not None:
             return summary
         threads = set_threads(settings.threads, ranks.local_size)
+        allow_tf32(settings.tf32)
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
             found = of_first_rank(checkpoint_files.newest(run) if first else None)
             model = build_model(recipe, device)
             if found is None and inputs.start_from is not None:
                 checkpoint.load_model(*inputs.start_from, model)  # before the optimizer copies its FP32 masters
-            ddp = data_parallel(model, model.config)
-            optimizer = build_optimizer(ddp, model.config, recipe)
-            scheduler = build_scheduler(optimizer, recipe.optimizer, settings.steps)
+            categories = inputs.sources.categories
+            stepper = Stepper(recipe, model, len(categories))
+            optimizer, scheduler = stepper.optimizer, stepper.scheduler
             done = 0
             if found is not None:
                 done = checkpoint.load_training(*found, model, optimizer, scheduler)
@@ -131,7 +148,9 @@ def train(
 
             peak = device_peak(device, settings.peak_tflops)
             if first:
-                write_environment(run, device, ranks.world_size, threads, peak)
+                facts = training_facts(recipe, device, optimizer)
+                write_environment(run, device, ranks.world_size, threads, peak, facts)
+                print("\n".join(facts), flush=True)
                 write_lineage(run, inputs.fingerprints, parents(recipe))
             signum = highest(stop.signum, device)
             if signum and done < settings.steps:
@@ -155,8 +174,6 @@ def train(
                 dtype=model.config.params_dtype,
             )
             batches_of_steps = loader.iterate(done, settings.steps)
-            forward_backward = get_forward_backward_func()
-            categories = inputs.sources.categories
             began = time.monotonic()
 
             for step in range(done + 1, settings.steps + 1):
@@ -166,23 +183,13 @@ def train(
                 data_seconds = time.perf_counter() - step_began
 
                 heartbeat.beat(step, "computing")
-                ddp.zero_grad_buffer()
-                optimizer.zero_grad()
-                losses = forward_backward(
-                    forward_step_func=partial(forward_step, categories=len(categories)),
-                    data_iterator=iter(batches),
-                    model=ddp,
-                    num_microbatches=len(batches),
-                    seq_length=settings.micro_batch_size * recipe.data.sequence_length,
-                    micro_batch_size=1,
-                    forward_only=False,
-                )
+                losses = stepper.compute(batches)
                 totals = reduce_totals(losses, batches, stop.signum)
                 refuse_divergence("loss", totals.loss, step, inputs.sources, batches)
-                learning_rate = optimizer.param_groups[0]["lr"]
-                _, grad_norm, _ = optimizer.step()
-                refuse_divergence("gradient norm", float(grad_norm), step, inputs.sources, batches)
-                scheduler.step(1)
+                learning_rate = stepper.learning_rate
+                grad_norm = stepper.update()
+                refuse_divergence("gradient norm", grad_norm, step, inputs.sources, batches)
+                stepper.advance()
 
                 last = step == settings.steps
                 if metrics is not None and (last or step % settings.log_interval == 0):
@@ -197,7 +204,7 @@ def train(
                     ) | {
                         "step": step,
                         "lr": learning_rate,
-                        "grad_norm": float(grad_norm),
+                        "grad_norm": grad_norm,
                         "data_seconds": data_seconds,
                         "loss_by_category": totals.by_category(categories),
                         "epoch": min(epochs.values()),
@@ -209,7 +216,8 @@ def train(
                 heartbeat.beat(step, "saving")
                 saver.poll()
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
-                    saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
+                    with gathered_weights(stepper.ddp):
+                        saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
                 if totals.stop and not last:
                     if metrics is not None:
                         metrics.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -11,27 +14,67 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from onevision.errors import InputError
-from onevision.model.layout import FP8_LINE
 from onevision.model.onevision import OneVisionModel
 from onevision.recipe import OptimizerRecipe, Recipe
 
 
-def data_parallel(model: OneVisionModel, config: TransformerConfig) -> DistributedDataParallel:
-    """The model behind Megatron's data parallelism: gradients in FP32, sharded with the optimizer state."""
+def data_parallel(model: OneVisionModel, config: TransformerConfig, recipe: Recipe) -> DistributedDataParallel:
+    """The model behind Megatron's data parallelism: gradients are sharded with the optimizer state.
+
+    Without overlap all gradients are summed after the backward pass, and all weights gathered after the update. With it
+    buckets of them travel during the backward and the next forward pass, in an order that all ranks must share.
+    """
+    performance = recipe.performance
     wrapped = Float16Module(config, model) if config.bf16 else model
-    # Megatron's own check for NaN would end a rank before the loop can say which samples it was (refuse_divergence).
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, check_for_nan_in_grad=False
+        grad_reduce_in_fp32=recipe.train.grad_reduce_in_fp32,
+        overlap_grad_reduce=performance.overlap_grad_reduce,
+        overlap_param_gather=performance.overlap_param_gather,
+        bucket_size=performance.bucket_size or None,
+        use_distributed_optimizer=True,
+        # Megatron's own check for NaN would end a rank before the loop can say which samples it was.
+        check_for_nan_in_grad=False,
     )
     ddp = DistributedDataParallel(config=config, ddp_config=settings, module=wrapped)
     ddp.broadcast_params()
+    if performance.overlap_grad_reduce:
+        config.no_sync_func = ddp.no_sync  # only the last micro-batch of a step sends gradients
+        parts = (model.vision, model.adapter)
+        # A rank whose pack has no image would have no gradients of these, and send its buckets in another order.
+        model.always_vision = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    if performance.overlap_param_gather:
+        _gather_before_the_head(model, ddp)
     return ddp
+
+
+def _gather_before_the_head(model: OneVisionModel, ddp: DistributedDataParallel) -> None:
+    """The loss takes the head's weight without calling its module, for which alone Megatron would wait."""
+    head = model.language.output_layer.weight
+    group = ddp.param_to_bucket_group.get(head)
+    if group is not None:
+        model.language.decoder.register_forward_hook(lambda *_: _gather(ddp, group))
+
+
+def _gather(ddp: DistributedDataParallel, group: Any) -> None:
+    if ddp.remove_forward_pre_hook_handles:  # empty while the weights are gathered already
+        group.finish_param_sync()
+
+
+@contextmanager
+def gathered_weights(ddp: DistributedDataParallel) -> Iterator[None]:
+    """Inside, every rank has all weights of the last update; with overlap they come with the next forward pass."""
+    if not ddp.ddp_config.overlap_param_gather:
+        yield
+        return
+    ddp.disable_forward_pre_hook()
+    yield
+    ddp.enable_forward_pre_hook()
 
 
 def build_optimizer(ddp: DistributedDataParallel, config: TransformerConfig, recipe: Recipe) -> MegatronOptimizer:
     """AdamW over the trainable parameters; norms and biases (vectors) take no weight decay."""
     settings = recipe.optimizer
+    state = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.state_dtype]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -45,6 +88,10 @@ def build_optimizer(ddp: DistributedDataParallel, config: TransformerConfig, rec
             bf16=config.bf16,
             params_dtype=config.params_dtype,
             use_distributed_optimizer=True,
+            overlap_param_gather=recipe.performance.overlap_param_gather,
+            use_precision_aware_optimizer=settings.state_dtype != "fp32",
+            exp_avg_dtype=state,
+            exp_avg_sq_dtype=state,
         ),
         [ddp],
     )
@@ -72,14 +119,3 @@ def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerRecipe, ste
         wd_incr_steps=steps,
         wd_incr_style="constant",
     )
-
-
-def precision_dtype(precision: str) -> torch.dtype:
-    """Dtype of the parameters for `train.precision`; BF16 keeps FP32 master weights in the optimizer.
-
-    Raises:
-        InputError: FP8, which is not part of this version.
-    """
-    if precision == "fp8":
-        raise InputError(FP8_LINE)
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -19,11 +19,17 @@ from onevision.files import read_json, storage_errors, write_json
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
-# of ranks, changes results by rounding only: a run must be able to go on when the cluster gives it other nodes.
+# of ranks, changes results by rounding only, and so does the backend: a run must be able to go on when the cluster
+# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide.
 FREE_KEYS = (
     "name",
     "output",
     "parallel",
+    "performance",
+    "model.backend",
+    "model.recompute",
+    "model.recompute_layers",
+    "model.recompute_modules",
     "checkpoint",
     "evaluation",
     "concepts",  # what was drawn by them is known by the fingerprints of corpus and packs

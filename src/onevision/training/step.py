@@ -16,15 +16,16 @@ from torch import Tensor
 from onevision.data.batch import PackedBatch
 from onevision.data.sources import Sources
 from onevision.errors import Diverged
+from onevision.model.attention import to_device
 from onevision.training.flops import Work
 
 
 def forward_step(
     batches: Iterator[PackedBatch], model: torch.nn.Module, *, categories: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-    """Per-token loss of one micro-batch, and the function that Megatron's schedule calls to sum it."""
+    """Loss of one micro-batch, and the function that Megatron's schedule calls to count it."""
     batch = next(batches)
-    losses = model(
+    total, losses = model(
         batch.tokens,
         batch.position_ids,
         batch.cu_seqlens,
@@ -32,23 +33,27 @@ def forward_step(
         batch.grid_thw,
         batch.image_slots,
         labels=batch.labels,
+        target_rows=batch.target_rows,
     )
-    return losses, partial(sum_loss, batch, categories)
+    return total, partial(count_loss, batch, categories, losses)
 
 
-def sum_loss(batch: PackedBatch, categories: int, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def count_loss(
+    batch: PackedBatch, categories: int, losses: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Sum of the loss over the target tokens, their number, and both per category for the log.
 
     Megatron adds the sums of all micro-batches and ranks and divides the gradients by the number of all target tokens:
     the loss is a mean per token of the global batch, however the tokens are spread.
     """
-    masked = losses.float().view(-1) * batch.loss_mask
-    # On the host, where lengths are: on a device this, and torch.bincount, would wait for it.
-    category = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff())
-    category = category.to(masked.device, non_blocking=True)
-    sums = torch.zeros(2, categories, dtype=torch.float64, device=masked.device)
-    sums.index_add_(1, category, torch.stack([masked.detach(), batch.loss_mask]).double())
-    return masked.sum(), batch.loss_mask.sum().int(), {"by_category": sums}
+    # On the host, where lengths are; and a product on the device, which adds up in the same order every time.
+    segments = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff())
+    category = segments.index_select(0, batch.target_rows)
+    counts = torch.bincount(category, minlength=categories).double()
+    of_category = to_device(category, losses.device) == torch.arange(categories, device=losses.device)[:, None]
+    by_category = torch.stack([of_category.double() @ losses.double(), to_device(counts, losses.device)])
+    targets = torch.full((), len(losses), dtype=torch.int, device=losses.device)
+    return total, targets, {"by_category": by_category}
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,14 @@ def reduce_totals(losses: list[dict[str, Tensor]], batches: list[PackedBatch], s
         dist.all_gather_object(ranks, mine, group=group)
     sums, skipped, signums, real, slots, patches = zip(*ranks, strict=True)
     all_images = [entry for rank in patches for entry in rank]
+    targets = [int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)]
     return StepTotals(
         loss_sums=[sum(values) for values in zip(*(rank[0] for rank in sums), strict=True)],
-        target_tokens=[int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)],
+        target_tokens=targets,
         skipped=sum(skipped),
         stop=max(signums),
-        real=Work([entry for rank in real for entry in rank], all_images),
-        slots=Work([entry for rank in slots for entry in rank], all_images),
+        real=Work([entry for rank in real for entry in rank], all_images, sum(targets)),
+        slots=Work([entry for rank in slots for entry in rank], all_images, sum(targets)),
     )
 
 

@@ -1,0 +1,84 @@
+"""Benchmarks of other packages as sections: their rows, in the form of `benchmarks.results.Row`, become findings.
+
+Such a benchmark is `python -m PACKAGE out=FOLDER [key=value ...]`. It leaves JSON files in FOLDER with a list `rows`,
+and where it has some `not_checked` ({name: reason}), `measured` (figures of onevision.planning.hardware), and in its
+`hardware` the `failures` of its parts ({name: last lines}).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.gpu.checks import FAILED, MISSED, UNCHECKED, Check, Findings, NotChecked, from_rows, say
+from onevision.errors import InputError
+from onevision.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def check(findings: Findings, scratch: Path, package: str, **settings: str) -> None:
+    """Run `package` and read its rows, those too that it left before it broke."""
+    out = scratch / "out"
+    out.mkdir()
+    run_package(findings, package, {"out": str(out), **settings}, lambda: gather(findings, out))
+
+
+def run_package(findings: Findings, package: str, settings: dict[str, str], read: Callable[[], None]) -> None:
+    """Run `python -m package key=value ...`; `read` is called whenever it printed something, and at the end.
+
+    Raises:
+        NotChecked: there is no such package.
+        SystemExit: it failed; the finding says how.
+    """
+    if not _there(package):
+        raise NotChecked(f"there is no {package}")
+    command = [sys.executable, "-m", package, *(f"{key}={value}" for key, value in settings.items())]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    last = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+        read()  # what there is when this section has to end
+    code = process.wait()
+    read()
+    outcomes = [found.outcome for found in findings.checks]
+    if code and FAILED not in outcomes:
+        findings.failed("it broke", f"exit code {code}; last line: {last}")
+        raise SystemExit(1)
+    say(f"{len(outcomes)} rows, {outcomes.count(MISSED)} not met, {outcomes.count(FAILED)} failed")
+
+
+def gather(findings: Findings, out: Path) -> None:
+    """The rows of all files in `out`, as the section's findings."""
+    checks, facts = [], {}
+    for path in sorted(out.rglob("*.json")):
+        try:
+            content = read_json(path)
+        except InputError:
+            continue  # no JSON
+        if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+            continue
+        checks += from_rows(content["rows"])
+        missing = content.get("not_checked") or {}
+        checks += [Check(name, outcome=UNCHECKED, note=reason) for name, reason in missing.items()]
+        failures = (content.get("hardware") or {}).get("failures") or {}
+        checks += [Check(name, outcome=FAILED, note=lines.splitlines()[-1]) for name, lines in failures.items()]
+        findings.measured |= content.get("measured") or {}
+        facts[path.stem] = {key: value for key, value in content.items() if key not in ("measured", "not_checked")}
+    if facts != findings.facts:
+        findings.checks, findings.facts = checks, facts
+        findings.save()
+
+
+def _there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"{package}.__main__") is not None
+    except ModuleNotFoundError:
+        return False

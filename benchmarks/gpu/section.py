@@ -1,0 +1,51 @@
+"""`python -m benchmarks.gpu.section MODULE FINDINGS.json SCRATCH [key=value ...]`: one section, in its own process."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+from benchmarks.gpu.checks import Findings, NotChecked
+from onevision.errors import OneVisionError
+
+
+def main(arguments: list[str]) -> int:
+    """Run `MODULE.check(findings, scratch, **settings)`; what it raises becomes a finding. Exit code 1 if it broke."""
+    module, path, scratch, *settings = arguments
+    findings = Findings(Path(path))
+    findings.save()
+    try:
+        check = importlib.import_module(module).check
+        check(findings, Path(scratch), **dict(setting.split("=", 1) for setting in settings))
+    except NotChecked as reason:
+        findings.unchecked("all of it" if not findings.checks else "the rest", str(reason))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("onevision", "benchmarks", "jobs", "tests"):
+            return _broke(findings, error)
+        findings.unchecked("all of it" if not findings.checks else "the rest", f"{error.name} is not installed")
+    except Exception as error:
+        return _broke(findings, error)
+    return 0
+
+
+def _broke(findings: Findings, error: Exception) -> int:
+    traceback.print_exc()
+    findings.failed("it broke", reason_of(error))
+    return 1
+
+
+def reason_of(error: BaseException) -> str:
+    """Kind, first line and place of an error; the line alone for one that is meant for a reader."""
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OneVisionError):
+        return line
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {line}{place}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Throughput on this machine, one GPU: training steps of each stage, and peers on the same tokens.
+
+    python -m benchmarks.throughput [key=value ...]
+
+      model=1.7b               a preset; its recipes, or those of 8B with that preset. Default: the largest that fits
+      rows=stage1_5,language,peers,calibration      of these and stage1, stage2; language: ours, text alone
+      peers=NAME,NAME          of the peers in tries.py; default all
+      micro_batches=4          a step; 0: the recipe's own global batch
+      warmup=3, steps=10       steps not measured, and measured
+      tries="A=1;B=2 C=3"      settings from the fastest to the most frugal: the first that fits is measured
+      profile=trace,memory     leave the profiler's trace, the allocator's history
+      out=DIR                  throughput.json, throughput.png, and below rows/ logs and traces
+                               (default benchmarks/results)
+      seconds=300              that a row may take
+      strict=1                 an unmet goal gives exit code 1
+      other key=value          overrides of the recipe
+
+Every row is measured in a process of its own and printed and written as soon as it is there. On a cluster, and on all
+GPUs of a machine: make bench.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS
+from benchmarks.throughput.report import figures, show, write_report
+from benchmarks.throughput.rows import lacks, measured_apart, peer_row, training_row
+from benchmarks.throughput.tries import (
+    default_model,
+    peer_tries,
+    stage_recipe,
+    training_tries,
+    with_micro_batches,
+)
+from onevision.errors import InputError, OneVisionError
+
+OWN = {
+    "model": "",
+    "rows": "stage1_5,language,peers,calibration",
+    "peers": "",
+    "micro_batches": "4",
+    "warmup": "3",
+    "steps": "10",
+    "tries": "",
+    "profile": "",
+    "out": "",
+    "seconds": "300",
+    "strict": "0",
+}
+STAGES = ("stage1", "stage1_5", "stage2")
+Asked = tuple[str, dict[str, Any]]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure the rows that were asked for."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    own = OWN | {key: value for key, _, value in (text.partition("=") for text in arguments) if key in OWN}
+    overrides = [text for text in arguments if text.partition("=")[0] not in OWN]
+    own["model"] = own["model"] or default_model()
+    out = Path(own["out"] or RESULTS)
+    try:
+        rows = measure(own, overrides, out, lambda rows: write_report(out, rows))
+    except OneVisionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    show(rows)
+    unmet = [row for row in figures(rows) if not row.met]
+    broken = [row for row in rows if "failed" in row and row["what"] == "training"]  # a peer may be missing
+    return 1 if broken or (unmet and own["strict"] == "1") else 0
+
+
+def measure(
+    own: dict[str, str], overrides: list[str], out: Path, written: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """The rows, one after the other; `written` hears of those that are there, should the next one never end.
+
+    Raises:
+        InputError: an unknown row, or an override that is wrong.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, asked in list(specifications(own, overrides, out / "rows")):
+        absent = lacks(asked)
+        if absent:
+            rows.append({"name": name, "what": asked["kind"], "failed": absent})
+            print(f"{name}: not measured: {absent}", flush=True)
+        else:
+            rows.append(measured_apart(name, asked, out / "rows", float(own["seconds"])))
+        written(rows)
+    return rows
+
+
+def specifications(own: dict[str, str], overrides: list[str], folder: Path) -> Iterator[Asked]:
+    """Name and specification of each row."""
+    for name in own["rows"].split(","):
+        if name in (*STAGES, "language"):
+            yield name, _training(name, own, overrides, folder)
+        elif name == "peers":
+            wanted = [peer for peer in own["peers"].split(",") if peer]
+            known = peer_tries(own, overrides)
+            for peer in wanted or known:
+                if peer not in known:
+                    raise InputError(f"peers={peer} is not one of {', '.join(known)}")
+                yield peer, peer_row(known[peer])
+        elif name == "calibration":
+            yield name, {"kind": "calibration", "model": own["model"]}
+        else:
+            raise InputError(f"rows={name} is not one of {', '.join((*STAGES, 'language', 'peers', 'calibration'))}")
+
+
+def _training(name: str, own: dict[str, str], overrides: list[str], folder: Path) -> dict[str, Any]:
+    recipe = stage_recipe(own["model"], "stage1_5" if name == "language" else name, overrides)
+    if name == "language":
+        recipe = replace(recipe, model=replace(recipe.model, freeze=["vision", "adapter"]))
+    recipe = with_micro_batches(recipe, 1, int(own["micro_batches"]))
+    settings = {
+        "warmup": int(own["warmup"]),
+        "steps": int(own["steps"]),
+        "text_only": name == "language",
+        "trace": "trace" in own["profile"],
+        "memory": "memory" in own["profile"],
+        "folder": str(folder / name),
+    }
+    return training_row(training_tries(recipe, own["tries"]), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""What is tried: recipes from the fastest to the most frugal, and the same for peers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onevision.recipe import Recipe, known_keys, load_recipe, recipe_dict, recipe_from
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+# What is recomputed in the backward pass, from nothing to everything: each step down frees memory and costs time.
+TRIES = (
+    "model.recompute=none",
+    "model.recompute=selective model.recompute_modules=[layernorm]",
+    "model.recompute=selective model.recompute_modules=[layernorm,mlp]",
+    "model.recompute=full",
+)
+
+
+def default_model() -> str:
+    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "tiny"
+    return "1.7b" if torch.cuda.get_device_properties(0).total_memory > 70e9 else "0.6b"
+
+
+def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
+    """The stage's recipe of a preset; that of 8B with the preset where it has none.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    own = RECIPES / model / f"{stage}.yaml"
+    if own.exists():
+        return load_recipe(own, overrides)
+    return load_recipe(RECIPES / "8b" / f"{stage}.yaml", [f"model.preset={model}", *overrides])
+
+
+def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
+    """The recipe with each of the settings in `text` ("key=value key=value; …"), or of TRIES, from the fastest on.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    known = known_keys()
+    listed = [entry.split() for entry in (text.split(";") if text else TRIES)]
+    if not text:
+        listed = [entry for entry in listed if all(setting.partition("=")[0] in known for setting in entry)]
+    return [_changed(recipe, entry) for entry in listed]
+
+
+def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> Recipe:
+    """The recipe with so many micro-batches a rank and step; 0: its own global batch, or at least one for each rank."""
+    ranks = max(1, world_size // (recipe.parallel.tensor * recipe.parallel.pipeline))
+    once = recipe.train.micro_batch_size * ranks
+    count = micro_batches or max(1, recipe.train.global_batch_size // once)
+    return replace(recipe, train=replace(recipe.train, global_batch_size=count * once, init_from=""))
+
+
+def peer_tries(own: dict[str, str], overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The peers by name, each without recomputation and, if that does not fit, with it."""
+    recipe = stage_recipe(own["model"], "stage1_5", overrides)
+    common = {
+        "model": recipe.model.preset,
+        "sequence_length": recipe.data.sequence_length,
+        "micro_batches": int(own["micro_batches"]) or recipe.train.global_batch_size,
+        "warmup": int(own["warmup"]),
+        "steps": int(own["steps"]),
+    }
+    named = {
+        "transformers-liger-varlen": {"attention": "torch_varlen", "liger": True},
+        "transformers-varlen": {"attention": "torch_varlen"},
+        "transformers-liger-varlen-autocast": {"attention": "torch_varlen", "liger": True, "precision": "autocast"},
+        "transformers-sdpa": {"attention": "sdpa"},
+        "transformers-flash": {"attention": "flash_attention_2"},
+    }
+    return {
+        name: [common | values | {"checkpointing": again} for again in (False, True)] for name, values in named.items()
+    }
+
+
+def _changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.create(recipe_dict(recipe)), OmegaConf.from_dotlist(list(settings)))
+    values = OmegaConf.to_container(merged)
+    assert isinstance(values, dict)
+    return recipe_from({str(key): value for key, value in values.items()})

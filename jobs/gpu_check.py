@@ -1,0 +1,146 @@
+"""The job that proves the suite on the GPU at hand, and says how fast it is there."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.gpu.checks import gpu_key
+from benchmarks.gpu.report import NAME, table, write_report
+from benchmarks.gpu.runner import Ended, Section, run_sections
+from onevision.errors import InputError
+from onevision.files import storage_errors
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+EXTERNAL = "benchmarks.gpu.external"
+SECTIONS = (  # the most important first: what does not fit into the time is not checked
+    Section("environment", "benchmarks.gpu.machine", 25, 90),
+    Section("build", "benchmarks.gpu.building", 60, 240),
+    Section("correctness", "benchmarks.gpu.correctness", 80, 180),
+    Section("parity", "benchmarks.gpu.parity", 100, 200),
+    Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
+    Section("throughput", "benchmarks.gpu.throughput", 150, 420, {"model": "1.7b", "seconds": "120"}),
+)
+SECONDS = 1200.0  # of the whole check, unless told otherwise
+PROBE = """
+import json
+try:
+    import torch
+except ModuleNotFoundError:
+    print(json.dumps(["has no PyTorch", None]))
+else:
+    if torch.version.cuda is None:
+        print(json.dumps([f"has PyTorch {torch.__version__}, which is for the CPU alone", None]))
+    elif not torch.cuda.is_available():
+        print(json.dumps(["finds no GPU", None]))
+    else:
+        print(json.dumps([None, torch.cuda.get_device_name(0)]))
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """python -m jobs gpu-check [out=DIR] [seconds=N] [only=SECTION,...]
+
+    Checks and measures the suite on the first GPU of this machine: environment and ceilings, the ops' build, the tests
+    that are marked gpu, training in BF16 against FP32, and the benchmarks. Each section runs apart; what is missing or
+    does not fit into seconds (default 1200) is listed as not checked. DIR (default
+    benchmarks/results/gpu-<GPU>-<date>) gets gpu-check.json, gpu-check.md, the curves and log.txt, after every section.
+    Needs the repository, PyTorch with CUDA and megatron-core; exit code 2 without a GPU, 1 where something failed or
+    missed its goal.
+    """
+    settings = _settings(arguments)
+    sections = chosen(settings.get("only", ""))
+    seconds = _seconds(settings)
+    device = gpu_name()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    out = Path(settings.get("out") or RESULTS / f"gpu-{gpu_key(device)}-{date}").absolute()
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return check(sections, device, out, seconds)
+
+
+def check(sections: Sequence[Section], device: str, out: Path, seconds: float) -> int:
+    """Run the sections and leave the report in `out`; exit code."""
+    planned = [section.name for section in sections]
+    ended: list[Ended] = []
+
+    def save(so_far: list[Ended]) -> None:
+        ended[:] = so_far
+        write_report(out, device, ended, planned)
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_sections(sections, out / "log.txt", seconds, save, lambda line: print(line, flush=True))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if ended:
+            print(f"\n{table(ended)}\n{out / NAME}.md", flush=True)
+    outcomes = {found.outcome for one in ended for found in one.findings.checks}
+    return 1 if outcomes & {"failed", "not met"} else 0
+
+
+def chosen(only: str) -> list[Section]:
+    """The sections that are named, in their order; all without a name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = [section.name for section in SECTIONS]
+    wanted = [name for name in only.split(",") if name]
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise InputError(f"only={only}: unknown section {name!r}; the nearest is {near!r}")
+    return [section for section in SECTIONS if not wanted or section.name in wanted]
+
+
+def gpu_name() -> str:
+    """What this machine's first GPU calls itself, asked in another process, so that none of its memory is held here.
+
+    Raises:
+        InputError: there is none, or PyTorch cannot use it.
+    """
+    ended = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    try:
+        reason, name = json.loads(ended.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (ended.stderr.splitlines() or [f"exit code {ended.returncode}"])[-1]
+        reason, name = f"cannot ask for a GPU: {last}", None
+    if reason:
+        raise InputError(
+            f"gpu-check needs a GPU, and {sys.executable} {reason}; another Python: make gpu-check PYTHON=python3"
+        )
+    return str(name)
+
+
+def _settings(arguments: list[str]) -> dict[str, str]:
+    known = ("out", "seconds", "only")
+    settings = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in known:
+            raise InputError(f"gpu-check takes {', '.join(f'{name}=' for name in known)}, not {argument}")
+        settings[key] = value
+    return settings
+
+
+def _seconds(settings: dict[str, str]) -> float:
+    given = settings.get("seconds") or str(SECONDS)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"seconds={given} is not a number above 0")
+    return seconds
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,109 @@
+"""Which modules a model is made of on this machine, and whether it can compute in FP8: chosen once, at start."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+
+import torch
+from megatron.core.extensions import transformer_engine as te
+
+from onevision.errors import InputError
+from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
+
+TRANSFORMER_ENGINE, TORCH = "transformer_engine", "torch"
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0, Ampere (A100, A800) 8.0
+_FUSED_THD_CAPABILITY = (9, 0)  # from which on cuDNN has attention over packed segments
+
+
+def transformer_engine_problem(device: torch.device) -> str | None:
+    """Why Transformer Engine is no backend here; None where it is one."""
+    if device.type != "cuda":
+        return "Transformer Engine needs a GPU"
+    if not te.HAVE_TE:
+        return "Transformer Engine is not installed"
+    if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and util.find_spec("flash_attn") is None:
+        # Without it there is but an attention that holds the square of every pack.
+        return "Transformer Engine needs the package flash-attn on GPUs before Hopper, and it is not installed"
+    return None
+
+
+def resolve_backend(name: str, device: torch.device) -> str:
+    """`transformer_engine` or `torch` for `model.backend` on `device`.
+
+    Raises:
+        InputError: Transformer Engine is asked for by name and is no backend here.
+    """
+    if name == TORCH:
+        return TORCH
+    problem = transformer_engine_problem(device)
+    if name == TRANSFORMER_ENGINE and problem:
+        raise InputError(f"model.backend={name}: {problem}: use model.backend=torch")
+    return TORCH if problem else TRANSFORMER_ENGINE
+
+
+def fp8_problem(backend: str, device: torch.device) -> str | None:
+    """Why FP8 is impossible with `backend` on `device`, with the remedy; None where it is possible."""
+    remedy = "use train.precision=bf16"
+    if device.type != "cuda":
+        return f"train.precision=fp8 needs a GPU with FP8 units, and there is none here: {remedy}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        return (
+            f"train.precision=fp8: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]} and no FP8 units, which begin with "
+            f"{FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}: {remedy}"
+        )
+    if backend != TRANSFORMER_ENGINE:
+        reason = transformer_engine_problem(device) or "model.backend=torch"
+        return f"train.precision=fp8 needs Transformer Engine ({reason}): {remedy}"
+    return None
+
+
+def machine_problems(
+    model: ModelRecipe, train: TrainRecipe, optimizer: OptimizerRecipe, device: torch.device
+) -> list[str]:
+    """What a recipe asks for and `device` with its software has not, each with the remedy."""
+    try:
+        backend = resolve_backend(model.backend, device)
+    except InputError as error:
+        return [str(error)]
+    problems = []
+    if train.precision == "fp8" and (problem := fp8_problem(backend, device)):
+        problems.append(problem)
+    if optimizer.state_dtype != "fp32" and backend != TRANSFORMER_ENGINE:
+        problems.append(
+            f"optimizer.state_dtype={optimizer.state_dtype} needs Transformer Engine's Adam "
+            f"({transformer_engine_problem(device)}): use optimizer.state_dtype=fp32"
+        )
+    if train.tf32 and device.type != "cuda":
+        problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
+    recomputed = model.recompute_modules if model.recompute == "selective" else []
+    if "layernorm" in recomputed and backend == TRANSFORMER_ENGINE:
+        problems.append(
+            "model.recompute_modules: Transformer Engine's norms are one with the linear layers after them, so that "
+            "layernorm cannot be recomputed alone: leave it out, or use model.backend=torch"
+        )
+    return problems
+
+
+def backend_facts(backend: str, device: torch.device) -> list[str]:
+    """Lines that say what the model is made of here, and what is absent that would be faster."""
+    facts = []
+    if backend == TRANSFORMER_ENGINE:
+        facts.append(f"backend: Transformer Engine {_version('transformer-engine')}: linears, norms, attention")
+    else:
+        facts.append("backend: PyTorch")
+        problem = transformer_engine_problem(device)
+        if device.type == "cuda" and problem:
+            facts.append(f"absent: {problem}; with it come fused linears and norms, and FP8 where the GPU has it")
+    if device.type == "cuda" and backend == TRANSFORMER_ENGINE:
+        flash = _version("flash-attn")
+        facts.append(f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine")
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

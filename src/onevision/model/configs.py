@@ -1,0 +1,140 @@
+"""Megatron's configurations of the three parts of the model: language, vision tower, patch merger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from onevision.model.presets import Architecture
+from onevision.recipe import ModelRecipe, TrainRecipe
+from onevision.recipe_training import FP8_ROWS
+
+# Delayed scaling takes the largest of so many past maxima of a tensor, as NVIDIA's recipes do. The history moves on
+# whenever a part of the model has run (vision, adapter, language), so it spans a third as many micro-batches.
+AMAX_HISTORY = 1024
+
+
+def language_config(
+    architecture: Architecture,
+    model: ModelRecipe,
+    dtype: torch.dtype,
+    *,
+    initialize: bool = True,
+    fused: bool = False,
+    train: TrainRecipe | None = None,
+) -> TransformerConfig:
+    """Megatron's configuration of the language model.
+
+    `fused`, on a GPU: elementwise chains are compiled into one kernel, and gradients of weights are added up in FP32 by
+    the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
+    none are.
+    """
+    language = architecture.language
+    recompute: dict[str, object] = {}
+    if model.recompute == "full":
+        recompute = {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": model.recompute_layers,
+        }
+    elif model.recompute == "selective":
+        recompute = {"recompute_granularity": "selective", "recompute_modules": list(model.recompute_modules)}
+    fp8 = _fp8(train) if train is not None and train.precision == "fp8" else {}
+    return TransformerConfig(
+        num_layers=language.num_layers,
+        hidden_size=language.hidden_size,
+        ffn_hidden_size=language.ffn_hidden_size,
+        num_attention_heads=language.num_attention_heads,
+        num_query_groups=language.num_query_groups,
+        kv_channels=language.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=language.rmsnorm_epsilon,
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=architecture.init_std,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        calculate_per_token_loss=True,
+        perform_initialization=initialize,
+        use_cpu_initialization=True,  # the same weights on any device and any layout
+        bias_dropout_fusion=fused,
+        bias_activation_fusion=fused,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
+        masked_softmax_fusion=False,
+        **recompute,
+        **fp8,
+    )
+
+
+def _fp8(train: TrainRecipe) -> dict[str, object]:
+    return {
+        "fp8": "hybrid",  # E4M3 forward, E5M2 for gradients
+        "fp8_recipe": train.fp8_recipe,
+        "fp8_amax_history_len": AMAX_HISTORY,
+        "fp8_amax_compute_algo": "max",
+        # Each data-parallel rank has its own scales. Shared ones would be agreed on whenever a part of the model has
+        # run, and a rank whose pack has no image does not run vision: the others would wait for it for ever.
+        "tp_only_amax_red": True,
+        "first_last_layers_bf16": train.fp8_bf16_layers > 0,
+        "num_layers_at_start_in_bf16": train.fp8_bf16_layers,
+        "num_layers_at_end_in_bf16": train.fp8_bf16_layers,
+    }
+
+
+def row_multiple(config: TransformerConfig) -> int:
+    """What the rows of a product must be a multiple of: those of packs are, those of images are padded."""
+    return FP8_ROWS if config.fp8 else 1
+
+
+def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
+    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
+    vision = architecture.vision
+    return replace(
+        language,
+        num_layers=vision.num_layers,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.ffn_hidden_size,
+        num_attention_heads=vision.num_attention_heads,
+        num_query_groups=vision.num_attention_heads,
+        kv_channels=vision.head_dim,
+        normalization="LayerNorm",
+        layernorm_epsilon=vision.layernorm_epsilon,
+        qk_layernorm=False,
+        gated_linear_unit=False,
+        activation_func=F.gelu,
+        bias_activation_fusion=False,  # Megatron's is GELU's approximation by tanh
+        add_bias_linear=True,
+        # replace() passes what __post_init__ derived from the language sizes; derive it again.
+        init_method=None,
+        output_layer_init_method=None,
+        embedding_init_method=None,
+    )
+
+
+def adapter_config(architecture: Architecture, vision: TransformerConfig) -> TransformerConfig:
+    """Megatron's configuration of the patch merger's MLP: 4 x vision width inside, language width out."""
+    return replace(
+        vision,
+        num_layers=1,
+        hidden_size=architecture.language.hidden_size,
+        ffn_hidden_size=architecture.merged_size,
+        num_attention_heads=1,
+        num_query_groups=1,
+        kv_channels=architecture.language.hidden_size,
+        init_method=None,
+        output_layer_init_method=None,
+        embedding_init_method=None,
+        recompute_granularity=None,
+        recompute_method=None,
+        recompute_num_layers=None,
+        first_last_layers_bf16=False,  # it is no first or last layer
+    )

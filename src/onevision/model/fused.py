@@ -1,0 +1,57 @@
+"""Layers of the model whose elementwise parts are one kernel each (`onevision.model.triton_kernels`), for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from onevision.model.triton_kernels import bias_add, bias_gelu, norm, swiglu
+
+
+class FusedRMSNorm(torch.nn.RMSNorm):
+    """`torch.nn.RMSNorm` in one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like x [..., hidden]."""
+        return norm(x, self.weight, None, self.eps)
+
+
+class FusedLayerNorm(torch.nn.LayerNorm):
+    """`torch.nn.LayerNorm` in one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like x [..., hidden]."""
+        return norm(x, self.weight, self.bias, self.eps)
+
+
+class FusedNorm:
+    """`FusedLayerNorm` or `FusedRMSNorm`, as `config.normalization` says, with Megatron's norm signature."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
+        fused = {"LayerNorm": FusedLayerNorm, "RMSNorm": FusedRMSNorm}[config.normalization]
+        return fused(hidden_size, eps=eps, dtype=config.params_dtype)
+
+
+class FusedMLP(MLP):
+    """Megatron's MLP with its activation in one kernel: SwiGLU without a bias, or exact GELU with one. (Megatron's own
+    fusion of the latter is another function: the approximation of GELU by tanh.)"""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """Output and its bias, which is not added yet."""
+        inner, bias = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(inner) if bias is None else bias_gelu(inner, bias))
+
+
+def fused_bias_add(training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
+    """What Megatron calls after attention and MLP: output and bias are added to the residual. There is no dropout."""
+
+    def add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
+        output, bias = output_and_bias
+        return residual + output if bias is None else bias_add(output, bias, residual)
+
+    return add

@@ -1,0 +1,140 @@
+"""The sections of the recipe that say how a model is trained, and what their values allow. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which architecture, and which of its parts stay as they are."""
+
+    preset: str = "8b"  # tiny, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
+    freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
+    backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
+    recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
+    recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # of core_attn, layernorm, mlp
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW with a linear warm-up and a cosine to `min_lr`."""
+
+    lr: float = 1e-5
+    min_lr: float = 1e-6
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-5
+    clip_grad: float = 1.0
+    warmup_fraction: float = 0.002  # of train.steps, rounded up
+    state_dtype: str = "fp32"  # of the two moments: fp32; bf16 (needs Transformer Engine's Adam) saves 4 bytes of 12
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """The loop."""
+
+    steps: int = 100
+    global_batch_size: int = 8  # packs a step over all ranks
+    micro_batch_size: int = 1  # packs a forward pass
+    precision: str = "bf16"  # bf16, fp32, fp8 (needs Transformer Engine and compute capability 8.9 or higher)
+    fp8_recipe: str = "tensorwise"  # FP8 scales: tensorwise (by a tensor's own maximum), delayed (by past maxima)
+    fp8_bf16_layers: int = 0  # first and last layers of either transformer that stay in BF16; with tensorwise
+    grad_reduce_in_fp32: bool = True  # false, with bf16 or fp8: gradients summed in BF16, half their memory, less exact
+    tf32: bool = False  # with precision=fp32: products in TF32, several times as fast, 10 bits of mantissa
+    init_from: str = ""  # run folder or checkpoint whose weights are the start; empty: initialised from the seed
+    log_interval: int = 1  # steps between rows of metrics.jsonl
+    peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
+    threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
+    hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
+
+
+@dataclass(frozen=True)
+class ParallelRecipe:
+    """How one copy of the model is spread over ranks; the other ranks are data-parallel. Results differ by rounding."""
+
+    tensor: int = 1  # ranks that share every layer
+    pipeline: int = 1  # ranks that have a part of the language layers each
+
+
+@dataclass(frozen=True)
+class PerformanceRecipe:
+    """When data-parallel ranks talk to each other. Results are the same, but for the order in which ranks are added."""
+
+    overlap_grad_reduce: bool = False  # gradients are summed during the backward pass, bucket by bucket
+    overlap_param_gather: bool = False  # new weights are gathered during the next forward pass, bucket by bucket
+    bucket_size: int = 0  # parameters a bucket; 0: Megatron's choice, 40 million, or 1 million a rank if that is more
+
+
+TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
+    "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
+    "model.backend": ("auto", "transformer_engine", "torch"),
+    "model.recompute": ("none", "full", "selective"),
+    "optimizer.state_dtype": ("fp32", "bf16"),
+    "train.precision": ("bf16", "fp32", "fp8"),
+    # MXFP8 needs Blackwell. Blocks of 128 x 128 ("blockwise") run on Hopper, but only where all sizes divide by 128.
+    "train.fp8_recipe": ("tensorwise", "delayed"),
+}
+RECOMPUTE_MODULES = ("core_attn", "layernorm", "mlp")
+# What a reader of Megatron's manual may look for, and why it is not here.
+NOT_OFFERED = {
+    "performance.cuda_graphs": (
+        "a CUDA graph replays fixed shapes, and every pack has other segments, image sizes and numbers of patches "
+        "(Megatron-core captures layers without packed_seq_params only)"
+    ),
+    "performance.tp_comm_overlap": "it overlaps tensor parallelism, and parallel.tensor is 1 in this version",
+    "performance.use_distributed_optimizer": "the distributed optimizer is always on",
+}
+FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multiple of
+
+
+def precision_problems(
+    model: ModelRecipe, train: TrainRecipe, optimizer: OptimizerRecipe, sequence_length: int
+) -> list[str]:
+    """Values of precision, backend and recomputation that exclude each other, each with what to change."""
+    problems = [
+        f"model.recompute_modules: {name!r} is not one of {', '.join(RECOMPUTE_MODULES)}"
+        for name in model.recompute_modules
+        if name not in RECOMPUTE_MODULES
+    ]
+    if model.recompute == "selective" and not model.recompute_modules:
+        problems.append(f"model.recompute_modules is empty: name some of {', '.join(RECOMPUTE_MODULES)}")
+    if model.backend == "torch" and optimizer.state_dtype != "fp32":
+        problems.append(
+            f"optimizer.state_dtype={optimizer.state_dtype} needs Transformer Engine's Adam and model.backend=torch: "
+            "use optimizer.state_dtype=fp32"
+        )
+    if train.precision == "fp32" and not train.grad_reduce_in_fp32:
+        problems.append("train.grad_reduce_in_fp32=false is for BF16 weights: with train.precision=fp32 leave it true")
+    if train.precision == "fp32" and optimizer.state_dtype != "fp32":
+        problems.append("optimizer.state_dtype=bf16 is for BF16 weights: with train.precision=fp32 use fp32")
+    if train.tf32 and train.precision != "fp32":
+        problems.append(f"train.tf32=true is for train.precision=fp32 (is {train.precision}): leave it false")
+    if train.precision == "fp8":
+        return problems + _fp8_problems(model, train, sequence_length)
+    if train.fp8_bf16_layers:
+        problems.append(f"train.fp8_bf16_layers={train.fp8_bf16_layers} is for train.precision=fp8: set it to 0")
+    return problems
+
+
+def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) -> list[str]:
+    problems = []
+    if model.backend == "torch":
+        problems.append(
+            "train.precision=fp8 needs Transformer Engine and model.backend=torch: use train.precision=bf16, or "
+            "model.backend=transformer_engine"
+        )
+    rows = sequence_length * train.micro_batch_size
+    if rows % FP8_ROWS:
+        problems.append(
+            f"train.precision=fp8: data.sequence_length={sequence_length} x train.micro_batch_size="
+            f"{train.micro_batch_size} is not a multiple of {FP8_ROWS}: change one, and pack again if it is the length"
+        )
+    if train.fp8_recipe == "delayed" and train.fp8_bf16_layers:
+        problems.append(
+            f"train.fp8_bf16_layers={train.fp8_bf16_layers}: delayed scaling has all layers in FP8: set it to 0, or "
+            "use train.fp8_recipe=tensorwise"
+        )
+    return problems

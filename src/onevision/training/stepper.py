@@ -1,0 +1,79 @@
+"""What a step does with the model, the optimizer and the schedule. The loop and the throughput benchmark share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from onevision.data.batch import PackedBatch
+from onevision.model.onevision import OneVisionModel
+from onevision.recipe import Recipe
+from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel
+from onevision.training.step import forward_step
+
+
+def _unmarked(phase: str) -> None:
+    """Nobody watches the phases."""
+
+
+class Stepper:
+    """The model behind data parallelism, its optimizer and schedule: `compute`, then `update`, once a step.
+
+    `mark(phase)` is called where a phase of the step begins; see `onevision.training.timeline`.
+    """
+
+    def __init__(self, recipe: Recipe, model: OneVisionModel, categories: int) -> None:
+        self.model = model
+        self.ddp = data_parallel(model, model.config, recipe)
+        self.optimizer = build_optimizer(self.ddp, model.config, recipe)
+        self.scheduler = build_scheduler(self.optimizer, recipe.optimizer, recipe.train.steps)
+        self.mark: Callable[[str], None] = _unmarked
+        self._run = get_forward_backward_func()
+        self._categories = categories
+        self._tokens = recipe.train.micro_batch_size * recipe.data.sequence_length
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def compute(self, batches: Sequence[PackedBatch]) -> list[dict[str, Tensor]]:
+        """Forward and backward of the micro-batches, gradients reduced; what `sum_loss` logs of each."""
+        self.mark("zeroing gradients")
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        losses: list[dict[str, Tensor]] = self._run(
+            forward_step_func=self._forward,
+            data_iterator=iter(batches),
+            model=self.ddp,
+            num_microbatches=len(batches),
+            seq_length=self._tokens,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        return losses
+
+    def update(self) -> float:
+        """Step of the optimizer; returns the norm of the gradients before they are clipped."""
+        self.mark("optimizer")
+        _, norm, _ = self.optimizer.step()
+        return float(norm)
+
+    def advance(self) -> None:
+        """One step of the schedule."""
+        self.scheduler.step(1)
+
+    def _forward(
+        self, batches: Iterator[PackedBatch], model: torch.nn.Module
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+        losses, total = forward_step(batches, model, categories=self._categories)
+
+        def summed(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            result = total(losses)
+            self.mark("loss backward")
+            return result
+
+        return losses, summed

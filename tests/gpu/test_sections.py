@@ -1,0 +1,92 @@
+"""The sections that can run without a GPU do here what they do on one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import correctness, machine
+from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Findings, NotChecked
+from benchmarks.gpu.parity import EQUAL, difference, relative, smoothed
+from benchmarks.gpu.runner import Section, run_section
+
+PARITY = {"preset": "tiny", "steps": "6", "short": "4", "sequence_length": "512", "share": "0.03", "workers": "0"}
+TESTS = """
+import pytest
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert 1 + 1 == 3
+
+def test_breaks():
+    raise ValueError("a value")
+
+def test_skips():
+    pytest.skip("no part of this GPU")
+"""
+
+
+def test_training_in_bf16_against_fp32_and_over_a_checkpoint(tmp_path: Path) -> None:
+    section = Section("parity", "benchmarks.gpu.parity", 60, 250, PARITY)
+    with (tmp_path / "log").open("w") as log:
+        ended = run_section(section, tmp_path, 250, log, print)
+    checks = {check.name: check for check in ended.findings.checks}
+    assert not [check for check in checks.values() if check.outcome == FAILED], (tmp_path / "log").read_text()
+    parity = checks["bf16 against fp32: largest difference of the loss"]
+    assert parity.outcome == MET and isinstance(parity.value, float) and 0 < parity.value < 0.01
+    assert checks["bf16: two runs of 4 steps"].value == EQUAL
+    assert checks["bf16: 2 + 2 steps over a checkpoint: the first step after it"].outcome == MET
+    assert checks["fp8 delayed"].note == "Transformer Engine is not installed"
+    curves = ended.findings.curves
+    assert len(curves["fp32"]) == len(curves["bf16"]) == 6 and curves["resumed"] == curves["once"]
+    assert (tmp_path / "parity.svg").read_text().startswith("<?xml")
+
+
+def test_differences_of_curves() -> None:
+    assert smoothed([4.0, 2.0, 6.0], 2).tolist() == [4.0, 3.0, 4.0]
+    assert relative([2.0, 2.0], [2.0, 1.0]).tolist() == pytest.approx([0.0, 1 / 3])
+    assert difference([1.0, 2.0], [1.0, 2.0]) == EQUAL
+    assert difference([1.0, 2.2], [1.0, 2.0]) == "from step 2 on, at most 1.0e-01"
+    assert difference([1.0], [1.0, 2.0]) == "1 steps instead of 2"
+
+
+def test_every_test_that_does_not_pass_is_told(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    findings = Findings(tmp_path / "findings.json")
+    correctness.check(findings, tmp_path, mark="not other", folders=str(tmp_path))
+    first, *others = findings.checks
+    assert (first.outcome, first.value) == (MISSED, 2) and first.note.startswith("1 passed, 2 failed, 1 skipped")
+    assert {check.name.rpartition("::")[2]: check.outcome for check in others} == {
+        "test_fails": FAILED, "test_breaks": FAILED, "1 tests": UNCHECKED
+    }
+    notes = {check.name.rpartition("::")[2]: check.note for check in others}
+    assert notes["test_fails"].startswith("assert (1 + 1) == 3") and "test_some.py:8" in notes["test_fails"]
+    assert notes["test_breaks"].startswith("ValueError: a value")
+    assert notes["1 tests"] == "no part of this GPU"
+
+
+def test_tests_that_cannot_be_read_are_told_and_none_is_nothing_checked(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_package\n")
+    findings = Findings(tmp_path / "findings.json")
+    correctness.check(findings, tmp_path, mark="not other", folders=str(tmp_path))
+    assert findings.checks[0].outcome == MISSED
+    assert "no_such_package" in findings.checks[1].note
+    (tmp_path / "test_broken.py").write_text("def test_passes(): pass\n")
+    with pytest.raises(NotChecked, match="is marked other"):
+        correctness.check(Findings(tmp_path / "findings.json"), tmp_path, mark="other", folders=str(tmp_path))
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
+def test_a_machine_without_a_gpu_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "DISK_BYTES", 1 << 24)
+    findings = Findings(tmp_path / "findings.json")
+    machine.check(findings, tmp_path)
+    assert findings.facts["versions"]["python"] == sys.version.split()[0]
+    assert {"processor", "cores", "memory_gb"} <= set(findings.facts["hardware"])
+    outcomes = {check.name: check.outcome for check in findings.checks}
+    assert outcomes["transformer-engine"] == outcomes["GPU"] == UNCHECKED
+    assert outcomes["disk: written and flushed"] == FACT
