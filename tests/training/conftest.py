@@ -11,7 +11,10 @@ import pytest
 from onevision.corpus.build import build_corpus
 from onevision.packing.build import build_packs
 from onevision.recipe import Recipe, recipe_from
+from tests.data.conftest import ops
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
+
+__all__ = ["data_values", "make_recipe", "ops", "recipe_values"]
 
 
 @pytest.fixture(scope="session")

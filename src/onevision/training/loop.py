@@ -170,6 +170,8 @@ def train(
                 micro_batch_size=settings.micro_batch_size,
                 dp_rank=parallel_state.get_data_parallel_rank(),
                 dp_size=parallel_state.get_data_parallel_world_size(),
+                device=device,
+                dtype=model.config.params_dtype,
             )
             batches_of_steps = loader.iterate(done, settings.steps)
             began = time.monotonic()
@@ -177,7 +179,7 @@ def train(
             for step in range(done + 1, settings.steps + 1):
                 heartbeat.beat(step, "reading data")
                 step_began = time.perf_counter()
-                batches = [batch.to(device) for batch in next(batches_of_steps)]
+                batches = next(batches_of_steps)
                 data_seconds = time.perf_counter() - step_began
 
                 heartbeat.beat(step, "computing")

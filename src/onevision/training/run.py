@@ -39,6 +39,7 @@ FREE_KEYS = (
     "train.peak_tflops",
     "data.workers",
     "data.prefetch_packs",
+    "data.resize",  # the same values, bit for bit
     "data.shards",
     "data.mixture.shards",  # of every entry
 )
