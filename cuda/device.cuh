@@ -14,6 +14,7 @@
   kernel<<<(grid), (block), 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 inline int launch_status() { return static_cast<int>(cudaGetLastError()); }
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 // sums += a * b: sums of 16 rows and 8 columns, a of 16 rows and 32 signed bytes, b of 32 unsigned bytes and 8 columns.
 // What thread 4 * r + c of a warp holds: sums of rows r and r + 8, columns 2 * c and 2 * c + 1; words of four bytes

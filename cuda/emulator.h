@@ -19,6 +19,7 @@
 #define __restrict__
 #define __launch_bounds__(...)
 #define UNROLL
+#define ROLLED
 #define __shared__ static thread_local  // one block runs at a time
 
 namespace emulator {

@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int WARPS = THREADS / 32;
+constexpr int LOADERS = THREADS / 2;     // of the threads; the others spread weights meanwhile
 constexpr int SIDE = 2 * OV_PATCH;       // pixels along the side of a block of patches
 constexpr int VALUES = 3 * SIDE * SIDE;  // of a block of patches
 constexpr int STEP = 32;                 // samples that a matrix product sums
@@ -56,27 +56,37 @@ struct Axis {
   int span;        // samples of a part
   int second;      // words from the start of a part to the samples that the second patch of the axis reaches
 
-  __device__ Axis(const OvImage& image, const int32_t* all, bool vertical, int64_t first, int most) {
-    stride = static_cast<int>(vertical ? image.stride_y : image.stride_x);
-    plans = all + (vertical ? image.plan_y : image.plan_x) + first * stride;
-    const int32_t* last = plans + (OV_PATCH - 1) * stride;
-    begin = plans[0];
-    end = last[OV_PATCH * stride] + last[OV_PATCH * stride + 1];
-    second = (plans[OV_PATCH * stride] - begin) / 4;
-    // Either all samples are in one part, and those of a patch in one product, or parts are what a product sums.
-    const bool whole = end - begin <= most && last[0] + last[1] - begin <= STEP && end - begin - 4 * second <= STEP;
-    span = whole ? most : STEP;
-    if (!whole) second = 0;
-  }
-
   __device__ int word(int patch) const { return patch ? second : 0; }
 };
 
-// The weights of the samples from `part` on, as the matrix products want them.
-__device__ void spread_weights(const Axis& axis, int part, Weights& weights) {
-  constexpr int WORDS = STEP / 4;
-  const int pixel = thread_number() / WORDS, word = thread_number() % WORDS;
-  if (pixel >= SIDE) return;
+__device__ Axis axis_of(const OvImage& image, const int32_t* all, bool vertical, int64_t first, int most) {
+  Axis axis;
+  axis.stride = static_cast<int>(vertical ? image.stride_y : image.stride_x);
+  axis.plans = all + (vertical ? image.plan_y : image.plan_x) + first * axis.stride;
+  const int32_t* last = axis.plans + (OV_PATCH - 1) * axis.stride;
+  const int32_t* behind = axis.plans + OV_PATCH * axis.stride;
+  axis.begin = axis.plans[0];
+  axis.end = last[OV_PATCH * axis.stride] + last[OV_PATCH * axis.stride + 1];
+  axis.second = (behind[0] - axis.begin) / 4;
+  // Either all samples are in one part, and those of a patch in one product, or parts are what a product sums.
+  const bool whole = axis.end - axis.begin <= most && last[0] + last[1] - axis.begin <= STEP &&
+                     axis.end - axis.begin - 4 * axis.second <= STEP;
+  axis.span = whole ? most : STEP;
+  if (!whole) axis.second = 0;
+  return axis;
+}
+
+// What the threads of a block share.
+struct Block {
+  Axis axes[2];  // in the order in which they are resized
+  const unsigned char* pixels;
+  const unsigned* last;  // word of the image
+  int width, bottom;     // bottom: the last row
+  bool vertical;         // the first axis is the height
+};
+
+// Four weights of a pixel.
+__device__ void spread_word(const Axis& axis, int part, int pixel, int word, Weights& weights) {
   const int patch = pixel / OV_PATCH;
   const int32_t* plan = axis.plans + pixel * axis.stride;
   const int first = part + 4 * (axis.word(patch) + word) - plan[0], count = plan[1];
@@ -92,6 +102,15 @@ __device__ void spread_weights(const Axis& axis, int part, Weights& weights) {
   at[0] = __byte_perm(low, high, 0x5410);
   at[DIGIT] = __byte_perm(low, high, 0x7632);
   at[2 * DIGIT] = __byte_perm(top, top_high, 0x5410);
+}
+
+// The weights of the samples from `part` on, as the matrix products want them; by threads behind the loaders.
+__device__ void spread_weights(const Axis& axis, int part, Weights& weights) {
+  constexpr int WORDS = STEP / 4;
+  ROLLED
+  for (int item = thread_number() - LOADERS; item < SIDE * WORDS; item += THREADS - LOADERS) {
+    spread_word(axis, part, item / WORDS, item % WORDS, weights);
+  }
 }
 
 // Four bytes from `address` on; words behind `last` are not read.
@@ -110,16 +129,14 @@ __device__ void load_words(const unsigned char* address, const unsigned* last, u
 }
 
 // Samples [part, part + samples) along the width, of lines [first, first + lines), into words of one channel.
-__device__ void load_rows(const OvImage& image, const unsigned char* pixels, const unsigned* last, int first, int lines,
-                          int part, int samples, unsigned* source) {
-  constexpr int GROUPS = SPAN / 4, AT_ONCE = THREADS / GROUPS;
+__device__ void load_rows(const Block& block, int first, int lines, int part, int samples, unsigned* source) {
+  constexpr int GROUPS = SPAN / 4, AT_ONCE = LOADERS / GROUPS;
   const int group = thread_number() % GROUPS;
   if (4 * group >= samples || thread_number() >= AT_ONCE * GROUPS) return;
-  const int64_t width = image.width;
-  const int bottom = static_cast<int>(image.height) - 1;
+  const int64_t width = block.width;
   for (int line = thread_number() / GROUPS; line < lines; line += AT_ONCE) {
     unsigned words[3];
-    load_words<3>(pixels + 3 * (min(first + line, bottom) * width + part + 4 * group), last, words);
+    load_words<3>(block.pixels + 3 * (min(first + line, block.bottom) * width + part + 4 * group), block.last, words);
     const unsigned red = __byte_perm(words[0], words[1], 0x0630), green = __byte_perm(words[0], words[1], 0x0741);
     const unsigned blue = __byte_perm(words[0], words[1], 0x0052);
     unsigned* to = source + 3 * line * SOURCE + group;
@@ -130,17 +147,17 @@ __device__ void load_rows(const OvImage& image, const unsigned char* pixels, con
 }
 
 // Samples [part, part + samples) along the height, of columns [first, first + columns), into words of one channel.
-__device__ void load_columns(const OvImage& image, const unsigned char* pixels, const unsigned* last, int first,
-                             int columns, int part, int samples, unsigned* source) {
-  const int lane = thread_number() % 32, bottom = static_cast<int>(image.height) - 1;
-  for (int item = thread_number() / 32; item < 12; item += WARPS) {
+__device__ void load_columns(const Block& block, int first, int columns, int part, int samples, unsigned* source) {
+  const int lane = thread_number() % 32;
+  ROLLED
+  for (int item = thread_number() / 32; item < 12; item += LOADERS / 32) {
     const int word = item % 4 * 8 + lane % 8, quad = item / 4 * 4 + lane / 8;
     if (4 * word >= 3 * columns || 4 * quad >= samples) continue;
     unsigned rows[4];
     UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int64_t row = min(part + 4 * quad + i, bottom);
-      load_words<1>(pixels + 3 * (row * image.width + first) + 4 * word, last, rows + i);
+      const int64_t row = min(part + 4 * quad + i, block.bottom);
+      load_words<1>(block.pixels + 3 * (row * block.width + first) + 4 * word, block.last, rows + i);
     }
     const unsigned low = __byte_perm(rows[0], rows[1], 0x5140), low_high = __byte_perm(rows[0], rows[1], 0x7362);
     const unsigned high = __byte_perm(rows[2], rows[3], 0x5140), high_high = __byte_perm(rows[2], rows[3], 0x7362);
@@ -185,23 +202,35 @@ __device__ int rounded(unsigned sum) { return static_cast<int>(sum) >> OV_PLACES
 __device__ int source_place(int quad) { return (quad / 3 * 12 + quad % 3) * SOURCE; }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, 3)
     patches_kernel(OvImages in, const int32_t* plans, OvScale scale, T* out) {
   alignas(16) __shared__ unsigned source[3 * LINES * SOURCE + 16];
   alignas(16) __shared__ Weights first_weights, second_weights;
   alignas(16) __shared__ unsigned middle[COLUMNS * MIDDLE + 16];
   alignas(16) __shared__ T values[VALUES];
-  const int64_t number = upper_bound(in.tile_offsets, 0, in.count, blockIdx.x) - 1;
-  const OvImage& image = in.images[number];
-  const int tile = static_cast<int>(blockIdx.x - in.tile_offsets[number]), across = static_cast<int>(image.columns / 2);
-  const int64_t begin_y = tile / across * SIDE, begin_x = tile % across * SIDE;
-  const bool vertical = vertical_first(image.height, image.width, OV_PATCH * image.rows, OV_PATCH * image.columns);
-  const Axis one(image, plans, vertical, vertical ? begin_y : begin_x, SPAN);
-  const Axis two(image, plans, !vertical, vertical ? begin_x : begin_y, LINES);
-  const unsigned char* pixels = in.pixels + image.offset;
-  const auto end = reinterpret_cast<uintptr_t>(pixels + 3 * image.height * image.width - 1);
-  const auto* last = reinterpret_cast<const unsigned*>(end / 4 * 4);
-
+  __shared__ unsigned carried[8 * PAIRS][THREADS];  // sums along the first axis, from part to part
+  __shared__ Block block;
+  if (thread_number() % 32 == 0 && thread_number() < 64) {  // a thread of a warp for each axis
+    const int64_t number = upper_bound(in.tile_offsets, 0, in.count, blockIdx.x) - 1;
+    const OvImage& image = in.images[number];
+    const int tile = static_cast<int>(blockIdx.x - in.tile_offsets[number]);
+    const int across = static_cast<int>(image.columns / 2);
+    const int64_t begin_y = tile / across * SIDE, begin_x = tile % across * SIDE;
+    const bool vertical = vertical_first(image.height, image.width, OV_PATCH * image.rows, OV_PATCH * image.columns);
+    const int axis = thread_number() / 32;
+    const bool high = vertical == (axis == 0);
+    block.axes[axis] = axis_of(image, plans, high, high ? begin_y : begin_x, axis == 0 ? SPAN : LINES);
+    if (axis == 0) {
+      block.pixels = in.pixels + image.offset;
+      const auto end = reinterpret_cast<uintptr_t>(block.pixels + 3 * image.height * image.width - 1);
+      block.last = reinterpret_cast<const unsigned*>(end / 4 * 4);
+      block.width = static_cast<int>(image.width);
+      block.bottom = static_cast<int>(image.height) - 1;
+      block.vertical = vertical;
+    }
+  }
+  __syncthreads();
+  const Axis &one = block.axes[0], &two = block.axes[1];
   const int warp = thread_number() / 32, lane = thread_number() % 32, row = lane / 4, word = lane % 4;
   const int patch = warp % 2;
   constexpr unsigned HALF = 1u << (OV_PLACES - 1);
@@ -212,43 +241,43 @@ __global__ void __launch_bounds__(THREADS, 2)
   }
   for (int first = two.begin; first < two.end; first += two.span) {
     const int lines = min(two.span, two.end - first), quads = (lines + 3) / 4 * 3;
-    unsigned parts[PAIRS][8];  // sums along the first axis
-    UNROLL
-    for (int i = 0; i < PAIRS; ++i) {
-      for (int n = 0; n < 8; ++n) parts[i][n] = HALF;
-    }
     for (int part = one.begin; part < one.end; part += one.span) {
       const bool begins = part == one.begin;
       if (!begins || first != two.begin) __syncthreads();
       const int samples = min(one.span, one.end - part);
-      if (vertical) {
-        load_columns(image, pixels, last, first, lines, part, samples, source);
+      if (thread_number() >= LOADERS) {
+        spread_weights(one, part, first_weights);
+        if (begins) spread_weights(two, first, second_weights);
+      } else if (block.vertical) {
+        load_columns(block, first, lines, part, samples, source);
       } else {
-        load_rows(image, pixels, last, first, lines, part, samples, source);
+        load_rows(block, first, lines, part, samples, source);
       }
-      spread_weights(one, part, first_weights);
-      if (begins) spread_weights(two, first, second_weights);
       __syncthreads();
+      const bool ends = part + one.span >= one.end;
       const Band band(first_weights, patch);
-      UNROLL
+      ROLLED  // for want of registers
       for (int i = 0; i < PAIRS; ++i) {
         const int pair = 4 * (warp / 2 + 4 * i);
         if (pair >= quads) break;
+        unsigned sum[8];
+        UNROLL
+        for (int n = 0; n < 8; ++n) sum[n] = begins ? HALF : carried[8 * i + n][thread_number()];
         const unsigned* samples_at = source + one.word(patch) + word + row % 2 * 3 * SOURCE +
                                      source_place(min(pair + row / 2, LINES / 4 * 3 - 1));
-        band.add(samples_at, parts[i]);
-        band.add(samples_at + 6 * SOURCE, parts[i] + 4);
-      }
-    }
-    UNROLL
-    for (int i = 0; i < PAIRS; ++i) {
-      const int quad = 4 * (warp / 2 + 4 * i) + word;
-      if (quad >= quads) break;
-      const unsigned* sum = parts[i];
-      unsigned* to = middle + (quad % 3 * SIDE + patch * OV_PATCH + row) * MIDDLE + quad / 3;
-      to[0] = saturated_bytes(rounded(sum[0]), rounded(sum[1]), rounded(sum[4]), rounded(sum[5]));
-      if (row + 8 < OV_PATCH) {
-        to[8 * MIDDLE] = saturated_bytes(rounded(sum[2]), rounded(sum[3]), rounded(sum[6]), rounded(sum[7]));
+        band.add(samples_at, sum);
+        band.add(samples_at + 6 * SOURCE, sum + 4);
+        if (!ends) {
+          for (int n = 0; n < 8; ++n) carried[8 * i + n][thread_number()] = sum[n];
+          continue;
+        }
+        const int quad = pair + word;
+        if (quad >= quads) continue;
+        unsigned* to = middle + (quad % 3 * SIDE + patch * OV_PATCH + row) * MIDDLE + quad / 3;
+        to[0] = saturated_bytes(rounded(sum[0]), rounded(sum[1]), rounded(sum[4]), rounded(sum[5]));
+        if (row + 8 < OV_PATCH) {
+          to[8 * MIDDLE] = saturated_bytes(rounded(sum[2]), rounded(sum[3]), rounded(sum[6]), rounded(sum[7]));
+        }
       }
     }
     __syncthreads();
@@ -269,7 +298,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     const float shift = channel == 0 ? scale.shift[0] : channel == 1 ? scale.shift[1] : scale.shift[2];
     const unsigned bytes =
         saturated_bytes(rounded(sums[i][0]), rounded(sums[i][1]), rounded(sums[i][2]), rounded(sums[i][3]));
-    const int which = vertical ? place / OV_PATCH * 2 + patch : patch * 2 + place / OV_PATCH;
+    const int which = block.vertical ? place / OV_PATCH * 2 + patch : patch * 2 + place / OV_PATCH;
     T* to = values + which * OV_VALUES + channel * OV_PATCH * OV_PATCH;
     const int along = place % OV_PATCH;
     UNROLL
@@ -277,7 +306,7 @@ __global__ void __launch_bounds__(THREADS, 2)
       const int other = row + 8 * n;  // along the second axis
       if (other >= OV_PATCH) break;
       const float low = byte_value(bytes, 2 * n) * factor + shift, high = byte_value(bytes, 2 * n + 1) * factor + shift;
-      if (vertical) {
+      if (block.vertical) {
         to[along * OV_PATCH + other] = from_float<T>(low);
         to[(along + 1) * OV_PATCH + other] = from_float<T>(high);
       } else {
