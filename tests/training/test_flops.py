@@ -46,11 +46,14 @@ def test_step_flops_are_what_the_counter_sees(frozen: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective"])
+@pytest.mark.parametrize(
+    ("recompute", "modules"),
+    [("full", []), ("selective", ["core_attn"]), ("selective", ["mlp"]), ("selective", ["layernorm"])],
+)
 @pytest.mark.parametrize("frozen", [[], ["vision"]])
-def test_recompute_adds_what_the_counter_sees(recompute: str, frozen: list[str]) -> None:
+def test_recompute_adds_what_the_counter_sees(recompute: str, modules: list[str], frozen: list[str]) -> None:
     work = Work(SEGMENTS, [rows * columns for _, rows, columns in GRIDS])
-    model = ModelRecipe(preset="tiny", freeze=frozen, recompute=recompute)
+    model = ModelRecipe(preset="tiny", freeze=frozen, recompute=recompute, recompute_modules=modules)
     extra = counted(model) - counted(ModelRecipe(preset="tiny", freeze=frozen))
     assert extra == pytest.approx(recompute_flops(ARCHITECTURE, work, model, causal=False), rel=1e-9)
 

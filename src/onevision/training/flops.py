@@ -116,17 +116,29 @@ def step_flops(architecture: Architecture, work: Work, freeze: Sequence[str], *,
 def recompute_parts(
     architecture: Architecture, work: Work, model: ModelRecipe, *, causal: bool = True
 ) -> dict[str, PartFlops]:
-    """Operations of the second forward pass of recomputed layers; a frozen vision tower has no backward to need one."""
+    """Operations of the second forward pass of recomputed layers or of those of their modules that are recomputed
+    (norms have none to count); a frozen vision tower has no backward to need one."""
     parts = forward_flops(architecture, work, causal=causal)
-    vision, language = parts["vision"], parts["language"]
-    again = 0.0 if model.recompute == "none" else 1.0
-    linear = 1.0 if model.recompute == "full" else 0.0
+    full, modules = model.recompute == "full", model.recompute_modules if model.recompute == "selective" else []
+    again = float(full or "core_attn" in modules)
     seen = 0.0 if "vision" in model.freeze else 1.0
-    head = 2.0 * work.heads * architecture.language.hidden_size * architecture.language.vocab_size
+    vision, language = architecture.vision, architecture.language
+    head = 2.0 * work.heads * language.hidden_size * language.vocab_size
+    rows = sum(work.images) + len(work.images)
+    linear = {"vision": 0.0, "language": 0.0}
+    if full:
+        linear = {"vision": parts["vision"].linear - parts["vision"].first, "language": parts["language"].linear - head}
+    elif "mlp" in modules:
+        linear = {
+            "vision": 4.0 * rows * vision.num_layers * vision.hidden_size * vision.ffn_hidden_size,
+            "language": 6.0
+            * sum(work.segments)
+            * (language.num_layers * language.hidden_size * language.ffn_hidden_size),
+        }
     return {
-        "vision": PartFlops(linear * seen * (vision.linear - vision.first), again * seen * vision.attention),
+        "vision": PartFlops(seen * linear["vision"], seen * again * parts["vision"].attention),
         "adapter": PartFlops(0.0, 0.0),
-        "language": PartFlops(linear * (language.linear - head), again * language.attention),
+        "language": PartFlops(linear["language"], again * parts["language"].attention),
     }
 
 
