@@ -64,14 +64,14 @@ def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> R
 def peer_tries(own: dict[str, str], overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The peers by name, each without recomputation and, if that does not fit, with it."""
     recipe = stage_recipe(own["model"], "stage1_5", overrides)
-    common = {
+    common: dict[str, Any] = {
         "model": recipe.model.preset,
         "sequence_length": recipe.data.sequence_length,
         "micro_batches": int(own["micro_batches"]) or recipe.train.global_batch_size,
         "warmup": int(own["warmup"]),
         "steps": int(own["steps"]),
     }
-    named = {
+    named: dict[str, dict[str, Any]] = {
         "transformers-liger-varlen": {"attention": "torch_varlen", "liger": True},
         "transformers-varlen": {"attention": "torch_varlen"},
         "transformers-liger-varlen-autocast": {"attention": "torch_varlen", "liger": True, "precision": "autocast"},
