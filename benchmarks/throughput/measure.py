@@ -17,9 +17,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.throughput.common import out_of_memory, spread
 from benchmarks.throughput.kernels import Kernel, read_kernels, summary
 from benchmarks.throughput.packs import STAGES, TEXT, Statistics, synthetic_batch
-from benchmarks.throughput.spread import spread
 from onevision.data.batch import PackedBatch
 from onevision.data.loader import PackLoader
 from onevision.data.sources import entries_of
@@ -190,7 +190,9 @@ def measure_first_fitting(
         layout = _layout(recipe, ranks.world_size)
         try:
             return measure_training(recipe, ranks, settings) | {"tried": [_layout(one, 1) for one in tries]}
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             line = str(error).splitlines()[0]
         if ranks.world_size > 1:
             break

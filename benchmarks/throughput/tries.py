@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.here import visible_gpus
+from onevision.errors import InputError
 from onevision.recipe import Recipe, known_keys, load_recipe, recipe_dict, recipe_from
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -20,12 +23,20 @@ TRIES = (
 
 
 def default_model() -> str:
-    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU."""
-    import torch
+    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU.
 
-    if not torch.cuda.is_available():
+    Raises:
+        InputError: the driver does not say how much memory the GPU has.
+    """
+    if not visible_gpus():
         return "tiny"
-    return "1.7b" if torch.cuda.get_device_properties(0).total_memory > 70e9 else "0.6b"
+    # Not by torch, whose context would take half a GB beside the rows' own processes.
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"nvidia-smi does not tell the GPU's memory ({error}): name a preset with model=") from None
+    return "1.7b" if int(told[0]) > 70_000 else "0.6b"
 
 
 def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
