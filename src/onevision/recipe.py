@@ -27,6 +27,7 @@ from onevision.recipe_training import (
     OptimizerRecipe,
     ParallelRecipe,
     PerformanceRecipe,
+    ProfileRecipe,
     TrainRecipe,
     precision_problems,
 )
@@ -147,6 +148,7 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     performance: PerformanceRecipe = field(default_factory=PerformanceRecipe)
+    profile: ProfileRecipe = field(default_factory=ProfileRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
@@ -208,6 +210,8 @@ _MINIMUM: dict[str, float] = {
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
     "performance.bucket_size": 0,
+    "profile.first_step": 0,
+    "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
     "evaluation.max_new_tokens": 1,

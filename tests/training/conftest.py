@@ -66,7 +66,7 @@ def recipe_values(data_values: dict[str, Any]) -> Callable[..., Recipe]:
             "checkpoint": {"interval": 2, "keep": 3},
         }
         for key, value in changes.items():
-            if key in values or key in ("stage", "seed", "evaluation", "parallel", "performance"):
+            if key in values or key in ("stage", "seed", "evaluation", "parallel", "performance", "profile"):
                 values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
             else:
                 train[key] = value

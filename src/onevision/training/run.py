@@ -26,6 +26,7 @@ FREE_KEYS = (
     "output",
     "parallel",
     "performance",
+    "profile",
     "model.backend",
     "model.recompute",
     "model.recompute_layers",
