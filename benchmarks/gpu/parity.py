@@ -26,7 +26,7 @@ from benchmarks.gpu.curves import draw_curves
 from benchmarks.gpu.section import reason_of
 from jobs.ranks import quiet
 from onevision.machine import version
-from onevision.recipe import known_keys, recipe_from
+from onevision.recipe import recipe_from
 from onevision.training.history import read_metrics
 
 WINDOW = 10  # steps of the running mean: what single batches do to both curves alike is no difference of training
@@ -79,7 +79,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "fp8 delayed": {"train": {"precision": "fp8", "fp8_recipe": "delayed"}},
 }
 # The first two have PyTorch's modules, whatever else is installed: they are measured on every GPU.
-TORCH = {"model": {"backend": "torch"}} if "model.backend" in known_keys() else {}
+TORCH = {"model": {"backend": "torch"}}
 
 
 def precisions() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -125,7 +125,6 @@ def run(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Train as `values` say; the rows of its metrics."""
     from onevision.training.loop import train
 
-    torch.backends.cuda.matmul.allow_tf32 = False
     recipe = recipe_from(values)
     try:
         train(recipe)

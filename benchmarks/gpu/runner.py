@@ -86,7 +86,7 @@ def run_sections(
                 tell(f"{section.name} (at most {limit:.0f} s)")
                 one = run_section(section, folder, limit, out, lambda line: tell(f"  {line}"))
                 ended.append(one)
-                for picture in folder.glob("*.svg"):
+                for picture in (*folder.glob("*.svg"), *folder.glob("out/*.png")):
                     shutil.copy(picture, log.parent)
             save(ended)
     return ended
