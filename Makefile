@@ -152,6 +152,9 @@ gpu-check:  ## on any GPU: correctness of every op, training parity, benchmarks,
 
 ##@ Benchmarks
 
+bench: $(READY)  ## throughput of stage 1, 1.5 and 2 of MODEL on NODES, beside peers: table, JSON, plot
+	@$(JOBS) bench model=$(MODEL) $(place) $(OUT:%=out=%) $(ARGS)
+
 bench-packing: $(READY)  ## the solver and its packs at 85M samples, beside peers
 	@.venv/bin/python -m benchmarks.packing $(ARGS)
 
@@ -194,4 +197,4 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
   stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
   cuda cuda-check gpu-check \
-  bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo
+  bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -33,6 +33,7 @@ struct Place {
   explicit Place(const Tensor& tensor) {
 #ifdef ONEVISION_CUDA
     if (tensor.is_cuda()) {
+      STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch is without CUDA");
       guard.emplace(tensor.get_device_index());
       STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0, "no CUDA stream");
     }

@@ -45,6 +45,7 @@ JOBS = {
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
     "report": Job("jobs.report:run", "report.html of a run folder"),
+    "bench": Job("jobs.benchmark:run", "throughput of the stages of a model, beside peers: table, JSON, plot"),
     "cuda": Job("jobs.cuda:run", "compile the ops of cuda/ for the GPUs of this machine, or their twins"),
     "cuda-check": Job("jobs.cuda:run_check", "compile the kernels for sm_80 and sm_90, run their source on the CPU"),
     "gpu-check": Job("jobs.gpu_check:run", "on any GPU: correctness, parity and speed of the suite, and a report"),

@@ -22,7 +22,7 @@ GPUs of a machine: make bench.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,8 @@ def main(arguments: list[str]) -> int:
     overrides = [text for text in arguments if text.partition("=")[0] not in OWN]
     own["model"] = own["model"] or default_model()
     out = Path(own["out"] or RESULTS)
-    rows: list[dict[str, Any]] = []
     try:
-        for name, asked in list(specifications(own, overrides, out / "rows")):
-            absent = lacks(asked)
-            if absent:
-                rows.append({"name": name, "what": asked["kind"], "failed": absent})
-                print(f"{name}: not measured: {absent}", flush=True)
-            else:
-                rows.append(measured_apart(name, asked, out / "rows", float(own["seconds"])))
-            write_report(out, rows)  # what there is, should the next one never end
+        rows = measure(own, overrides, out, lambda rows: write_report(out, rows))
     except OneVisionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -82,6 +74,26 @@ def main(arguments: list[str]) -> int:
     unmet = [row for row in figures(rows) if not row.met]
     broken = [row for row in rows if "failed" in row and row["what"] == "training"]  # a peer may be missing
     return 1 if broken or (unmet and own["strict"] == "1") else 0
+
+
+def measure(
+    own: dict[str, str], overrides: list[str], out: Path, written: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """The rows, one after the other; `written` hears of those that are there, should the next one never end.
+
+    Raises:
+        InputError: an unknown row, or an override that is wrong.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, asked in list(specifications(own, overrides, out / "rows")):
+        absent = lacks(asked)
+        if absent:
+            rows.append({"name": name, "what": asked["kind"], "failed": absent})
+            print(f"{name}: not measured: {absent}", flush=True)
+        else:
+            rows.append(measured_apart(name, asked, out / "rows", float(own["seconds"])))
+        written(rows)
+    return rows
 
 
 def specifications(own: dict[str, str], overrides: list[str], folder: Path) -> Iterator[Asked]:

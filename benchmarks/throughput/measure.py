@@ -21,6 +21,8 @@ from benchmarks.throughput.kernels import Kernel, read_kernels, summary
 from benchmarks.throughput.packs import STAGES, TEXT, Statistics, synthetic_batch
 from benchmarks.throughput.spread import spread
 from onevision.data.batch import PackedBatch
+from onevision.data.loader import PackLoader
+from onevision.data.sources import entries_of
 from onevision.errors import InputError
 from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.layout import training_problems
@@ -29,8 +31,10 @@ from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe
 from onevision.training.environment import environment
 from onevision.training.flops import device_peak, recompute_flops, step_flops
+from onevision.training.inputs import input_paths, open_inputs
 from onevision.training.loop import build_model
 from onevision.training.metrics import memory_mb
+from onevision.training.profiling import StepProfiler
 from onevision.training.step import StepTotals, reduce_totals
 from onevision.training.stepper import Stepper
 from onevision.training.timeline import Timeline
@@ -46,9 +50,10 @@ class Settings:
     steps: int = 10
     profiled: int = 2  # further steps under the profiler, for the kernels; 0: none
     text_only: bool = False  # synthetic packs without images, for the comparison with language models
-    trace: bool = False  # leave the profiler's trace of those steps, with the CPU's side, in `folder`
-    memory: bool = False  # leave a snapshot of the allocator's history in `folder`
+    trace: bool = False  # leave the profiler's trace of two further steps in `folder`
+    memory: bool = False  # leave the history of the GPU's memory in `folder`
     folder: Path | None = None
+    data: str = "auto"  # recipe, synthetic; auto: the recipe's own packs where they exist
 
 
 def draw_weights(model: OneVisionModel, seed: int) -> None:
@@ -75,6 +80,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
     problems = training_problems(recipe, ranks.world_size)
     if problems:
         raise InputError("; ".join(problems))
+    recipe = _with_steps(recipe, settings)
     device = start(ranks, recipe.seed)
     threads = set_threads(recipe.train.threads, ranks.local_size)
     with runtime_context(device):
@@ -82,10 +88,10 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         architecture = PRESETS[recipe.model.preset]
         model = build_model(recipe, device, initialize=False)
         draw_weights(model, recipe.seed)
-        stepper = Stepper(recipe, model, categories=1)
+        source, data, categories = _batches(recipe, settings)
+        stepper = Stepper(recipe, model, categories)
         timeline = Timeline(device)
         timeline.attach(stepper)
-        source, data = _batches(recipe, settings)
         built = time.perf_counter() - began
 
         def step() -> tuple[StepTotals, float, float]:
@@ -112,6 +118,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         timeline.clear()
         memory = _memory(device)
         kernels = _profiled(step, device, settings) if settings.profiled else None
+        files = _watched(step, ranks.rank, settings)
 
     totals = [entry for entry, _, _ in done]
     peak = device_peak(device, recipe.train.peak_tflops)
@@ -161,6 +168,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         "loss_last": losses[-1],
         "finite": all(math.isfinite(value) for value in [*losses, *(norm for _, _, norm in done)]),
         "kernels": kernels,
+        "files": [str(path) for path in files],
     }
 
 
@@ -187,6 +195,12 @@ def measure_first_fitting(
     raise InputError(f"out of memory with {_layout(tries[-1], ranks.world_size)}: {line}")
 
 
+def _with_steps(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with as many steps as are taken, and two more under each profiler."""
+    steps = settings.warmup + settings.steps + settings.profiled + 2
+    return replace(recipe, train=replace(recipe.train, steps=steps))
+
+
 def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     train, parallel, model = recipe.train, recipe.parallel, recipe.model
     return {
@@ -200,7 +214,9 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     }
 
 
-def _batches(recipe: Recipe, settings: Settings) -> tuple[Iterator[list[PackedBatch]], str]:
+def _batches(recipe: Recipe, settings: Settings) -> tuple[Iterator[list[PackedBatch]], str, int]:
+    if settings.data == "recipe" or (settings.data == "auto" and not settings.text_only and has_packs(recipe)):
+        return _own_batches(recipe)
     known: Statistics = TEXT if settings.text_only else STAGES[recipe.stage]
     ranks = parallel_state.get_data_parallel_world_size()
     count = recipe.train.global_batch_size // (recipe.train.micro_batch_size * ranks)
@@ -219,7 +235,29 @@ def _batches(recipe: Recipe, settings: Settings) -> tuple[Iterator[list[PackedBa
     if torch.cuda.is_available():
         distinct = [_pinned(batch) for batch in distinct]
     endless = itertools.cycle(distinct)
-    return iter(lambda: [next(endless) for _ in range(count)], []), f"synthetic ({known.source})"
+    return iter(lambda: [next(endless) for _ in range(count)], []), f"synthetic ({known.source})", 1
+
+
+def has_packs(recipe: Recipe) -> bool:
+    """Whether all packs, corpora and the tokenizer that the recipe names are there."""
+    paths = input_paths(recipe)
+    return all(Path(path).exists() for name, path in paths.items() if name != "train.init_from")
+
+
+def _own_batches(recipe: Recipe) -> tuple[Iterator[list[PackedBatch]], str, int]:
+    inputs = open_inputs(replace(recipe, train=replace(recipe.train, init_from="")))
+    loader = PackLoader(
+        inputs.sources,
+        inputs.tokenizer,
+        recipe.data,
+        seed=recipe.seed,
+        global_batch_size=recipe.train.global_batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+    )
+    folders = ", ".join(entry.packs for entry in entries_of(recipe.data))
+    return loader.iterate(0, recipe.train.steps), f"packs of {folders}", len(inputs.sources.categories)
 
 
 def _pinned(batch: PackedBatch) -> PackedBatch:
@@ -238,6 +276,19 @@ def _profiled(step: Callable[[], Any], device: torch.device, settings: Settings)
         seconds = time.perf_counter() - began
     kernels = _gpu_kernels(profiler) if gpu else _cpu_operations(profiler)
     return summary(kernels, seconds, settings.profiled)
+
+
+def _watched(step: Callable[[], Any], rank: int, settings: Settings) -> list[Path]:
+    """Traces that were asked for, of two steps of their own: they make steps slower."""
+    if settings.folder is None or not (settings.trace or settings.memory):
+        return []
+    watch = StepProfiler(settings.folder, rank, 1, 2, trace=settings.trace, memory=settings.memory)
+    files: list[Path] = []
+    for number in (1, 2):
+        watch.before(number)
+        step()
+        files += watch.after(number)
+    return files
 
 
 def _gpu_kernels(profiler: Any) -> list[Kernel]:

@@ -82,7 +82,8 @@ def layout(row: Row) -> str:
     if "parallel" not in values:
         return f"packs of {values['sequence_length']} x {values['micro_batches']}" if values else ""
     model, parallel = values["model"], values["parallel"]
-    words = [f"{values['gpus']} GPU" + ("s" if values["gpus"] > 1 else "")]
+    unit = "CPU rank" if row["device"] == "CPU" else "GPU"
+    words = [f"{values['gpus']} {unit}" + ("s" if values["gpus"] > 1 else "")]
     words += [f"{name[0].upper()}P {size}" for name, size in parallel.items() if isinstance(size, int) and size > 1]
     words += [f"MBS {values['micro_batch_size']}", f"GBS {values['global_batch_size']}"]
     words += [f"seq {values['sequence_length']}", values["precision"], f"recompute {model['recompute']}"]

@@ -14,7 +14,6 @@ from onevision.data.image import MERGE
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 
-
 MOVED = ("tokens", "labels", "loss_mask", "position_ids", "patches", "image_slots")  # to the device; all else stays
 
 

@@ -6,6 +6,7 @@ which is where Transformer Engine's fused module keeps them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
 from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
-from onevision.model.fused import FusedNorm, GeluMLP
 from onevision.model.rotary import rotate
 from onevision.ops.library import load
 from onevision.ops.rotary import rotary
@@ -41,6 +41,10 @@ class TorchNorm:
         return norm(hidden_size, eps=eps, dtype=config.params_dtype)
 
 
+# It asks for the class of an MLP in order to pass the group of tensor parallelism, which the MLP finds by itself.
+logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+    lambda record: "Unknown MLP type" not in record.getMessage()
+)
 Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -60,7 +64,8 @@ class Modules:
     norm_linear: type | None = None
     rotate: Rotate = rotate
     scatter: Scatter = scatter
-    biased_mlp: type = MLP  # of layers with biases: vision
+    mlp: type = MLP
+    bias_add: Callable[..., Any] = get_bias_dropout_add
 
 
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
@@ -78,6 +83,8 @@ def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
     if device.type != "cuda":
         return TORCH
     load()
+    from onevision.model.fused import FusedMLP, FusedNorm, fused_bias_add  # needs Triton, which comes with CUDA
+
     if backend == TRANSFORMER_ENGINE:
         return Modules(
             te.TEColumnParallelLinear,
@@ -87,13 +94,16 @@ def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
             te.TELayerNormColumnParallelLinear,
             rotate=rotary,
             scatter=scatter_features,
-            biased_mlp=GeluMLP,
+            mlp=FusedMLP,
+            bias_add=fused_bias_add,
         )
-    return replace(TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, biased_mlp=GeluMLP)
+    return replace(
+        TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, mlp=FusedMLP, bias_add=fused_bias_add
+    )
 
 
 def block_spec(
-    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False, mlp: type = MLP
+    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False
 ) -> TransformerBlockSubmodules:
     """Spec of `num_layers` pre-norm transformer layers with self-attention and an MLP.
 
@@ -117,10 +127,10 @@ def block_spec(
                     k_layernorm=head_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=modules.bias_add,
             pre_mlp_layernorm=IdentityOp if fused else modules.norm,
-            mlp=ModuleSpec(module=mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
-            mlp_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(module=modules.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
+            mlp_bda=modules.bias_add,
             sharded_state_dict_keys_map={}
             if fused
             else {

@@ -57,7 +57,7 @@ class RiceViT(VisionModule):
         )
         self.decoder = TransformerBlock(
             config,
-            block_spec(modules, architecture.num_layers, AttnMaskType.no_mask, mlp=modules.biased_mlp),
+            block_spec(modules, architecture.num_layers, AttnMaskType.no_mask),
             post_layer_norm=False,
         )
         self.row_multiple = row_multiple(config)

@@ -74,7 +74,8 @@ class Library:
             objects, said = self._compile(Path(name))
             torch_folder = Path(torch.__file__).parent / "lib"
             present = [library for library in TORCH if (torch_folder / f"lib{library}.so").exists()]
-            linked = [f"-L{torch_folder}", *(f"-l{library}" for library in present)]
+            # Not only as needed: what is needed of CUDA's part is a weak symbol, for which no linker keeps a library.
+            linked = ["-Xlinker", "--no-as-needed", f"-L{torch_folder}", *(f"-l{library}" for library in present)]
             run(["nvcc" if self.architectures else "g++", "-shared", *map(str, objects), *linked, "-o", str(made)])
             write_text(path.with_suffix(".log"), said)
             made.replace(path)

@@ -1,0 +1,270 @@
+"""Triton kernels of what stands between the products of a layer, for a GPU: each reads its inputs and writes its
+results once. Sums are in float32 and in a fixed order, results are rounded once.
+
+    norm        RMSNorm and LayerNorm, forward and backward
+    swiglu      SiLU(gate) * up of one product with both halves
+    bias_gelu   exact GELU(x + bias)
+    bias_add    x + bias + residual
+
+PyTorch's compiler makes slower ones of the same formulas, for shapes that differ from batch to batch most of all.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 4096  # values of a tile in registers
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _norm_forward(x, weight, bias, out, mean, scale, rows, eps, heads: tl.constexpr, stride, head_stride,
+                  N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, LAYER: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    mask = (row < rows)[:, None] & (column < N)[None, :]
+    start = (row // heads).to(tl.int64) * stride + (row % heads) * head_stride
+    value = tl.load(x + start[:, None] + column[None, :], mask, 0.0).to(tl.float32)
+    if LAYER:
+        middle = tl.sum(value, 1) / N
+        tl.store(mean + row, middle, row < rows)
+        value = tl.where(mask, value - middle[:, None], 0.0)
+    factor = tl.rsqrt(tl.sum(value * value, 1) / N + eps)
+    tl.store(scale + row, factor, row < rows)
+    value = value * factor[:, None] * tl.load(weight + column, column < N, 0.0).to(tl.float32)[None, :]
+    if LAYER:
+        value += tl.load(bias + column, column < N, 0.0).to(tl.float32)[None, :]
+    tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], value.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _norm_backward(grad, x, weight, mean, scale, grad_x, weight_parts, bias_parts, rows, heads: tl.constexpr, stride,
+                   head_stride, N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, LAYER: tl.constexpr,
+                   LEARNED: tl.constexpr):
+    part = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    factors = tl.load(weight + column, column < N, 0.0).to(tl.float32)[None, :]
+    of_weight = tl.zeros((BLOCK,), tl.float32)
+    of_bias = tl.zeros((BLOCK,), tl.float32)
+    for tile in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (column < N)[None, :]
+        start = (row // heads).to(tl.int64) * stride + (row % heads) * head_stride
+        place = row.to(tl.int64)[:, None] * N + column[None, :]
+        value = tl.load(x + start[:, None] + column[None, :], mask, 0.0).to(tl.float32)
+        above = tl.load(grad + place, mask, 0.0).to(tl.float32)
+        factor = tl.load(scale + row, row < rows, 0.0)
+        if LAYER:
+            value = tl.where(mask, value - tl.load(mean + row, row < rows, 0.0)[:, None], 0.0)
+        value = value * factor[:, None]
+        if LEARNED:
+            of_weight += tl.sum(above * value, 0)
+            if LAYER:
+                of_bias += tl.sum(above, 0)
+        above = above * factors
+        result = above - value * (tl.sum(above * value, 1) / N)[:, None]
+        if LAYER:
+            result -= (tl.sum(above, 1) / N)[:, None]
+        tl.store(grad_x + place, (result * factor[:, None]).to(grad_x.dtype.element_ty), mask)
+    if LEARNED:
+        tl.store(weight_parts + part * N + column, of_weight, column < N)
+        if LAYER:
+            tl.store(bias_parts + part * N + column, of_bias, column < N)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        # Rows [T, heads] of N values, T and heads with strides of their own: k is a part of the product with q and v.
+        heads = x.shape[-2] if x.dim() > 2 else 1
+        if x.stride(-1) != 1 or (x.dim() == 4 and x.shape[1] != 1) or x.dim() > 4:
+            x = x.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        block = triton.next_power_of_2(width)
+        tile = max(1, TILE // block)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+        mean = torch.empty_like(scale) if bias is not None else scale
+        strides = (x.stride(0), x.stride(-2) if x.dim() > 2 else 0)
+        if rows:
+            _norm_forward[(triton.cdiv(rows, tile),)](
+                x, weight, bias if bias is not None else weight, out, mean, scale, rows, eps, heads, *strides, width,
+                block, tile, bias is not None, num_warps=8 if block > 1024 else 4,
+            )
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.layout = (rows, heads, *strides, width, block)
+        ctx.layer = bias is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        rows, heads, stride, head_stride, width, block = ctx.layout
+        grad = grad.contiguous()
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        tile = max(1, TILE // block)
+        parts = max(1, min(triton.cdiv(rows, tile), 4 * _multiprocessors(x.device)))
+        learned = ctx.needs_input_grad[1]
+        sums = torch.empty(2 if ctx.layer else 1, parts if learned else 1, width, device=x.device)
+        if not rows:
+            sums.zero_()
+        else:
+            _norm_backward[(parts,)](
+                grad, x, weight, mean, scale, grad_x, sums[0], sums[-1], rows, heads, stride, head_stride, width,
+                block, tile, ctx.layer, learned, num_warps=8 if block > 1024 else 4,
+            )
+        totals = sums.sum(1).to(weight.dtype) if learned else None
+        grad_weight = totals[0] if totals is not None else None
+        grad_bias = totals[1] if totals is not None and ctx.layer else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm of x [..., N] where there is a bias, else RMSNorm."""
+    return _Norm.apply(x, weight, bias, eps)
+
+
+@triton.jit
+def _swiglu_forward(x, out, total, N: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < total
+    start = place // N * (2 * N) + place % N
+    gate = tl.load(x + start, mask, 0.0).to(tl.float32)
+    up = tl.load(x + start + N, mask, 0.0).to(tl.float32)
+    tl.store(out + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _swiglu_backward(grad, x, grad_x, total, N: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < total
+    start = place // N * (2 * N) + place % N
+    above = tl.load(grad + place, mask, 0.0).to(tl.float32)
+    gate = tl.load(x + start, mask, 0.0).to(tl.float32)
+    up = tl.load(x + start + N, mask, 0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    tl.store(grad_x + start, (above * up * share * (1 + gate * (1 - share))).to(grad_x.dtype.element_ty), mask)
+    tl.store(grad_x + start + N, (above * gate * share).to(grad_x.dtype.element_ty), mask)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+        if out.numel():
+            _swiglu_forward[(triton.cdiv(out.numel(), 1024),)](x, out, out.numel(), out.shape[-1], 1024, num_warps=4)
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        grad, grad_x = grad.contiguous(), torch.empty_like(x)
+        if grad.numel():
+            _swiglu_backward[(triton.cdiv(grad.numel(), 1024),)](
+                grad, x, grad_x, grad.numel(), grad.shape[-1], 1024, num_warps=4
+            )
+        return grad_x
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU(x[..., :F]) * x[..., F:] of x [..., 2F]."""
+    return _SwiGLU.apply(x)
+
+
+@triton.jit
+def _bias_gelu_forward(x, bias, out, total, N: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < total
+    value = tl.load(x + place, mask, 0.0).to(tl.float32) + tl.load(bias + place % N, mask, 0.0).to(tl.float32)
+    result = 0.5 * value * (1 + tl.erf(value * 0.7071067811865476))
+    tl.store(out + place, result.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _bias_gelu_backward(grad, x, bias, grad_x, parts, rows, N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < N
+    added = tl.load(bias + column, inside, 0.0).to(tl.float32)[None, :]
+    total = tl.zeros((BLOCK,), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & inside[None, :]
+        place = row.to(tl.int64)[:, None] * N + column[None, :]
+        value = tl.load(x + place, mask, 0.0).to(tl.float32) + added
+        above = tl.load(grad + place, mask, 0.0).to(tl.float32)
+        normal = 0.5 * (1 + tl.erf(value * 0.7071067811865476))
+        result = above * (normal + value * 0.3989422804014327 * tl.exp(-0.5 * value * value))
+        total += tl.sum(result, 0)
+        tl.store(grad_x + place, result.to(grad_x.dtype.element_ty), mask)
+    tl.store(parts + tl.program_id(1) * N + column, total, inside)
+
+
+class _BiasGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        if x.numel():
+            _bias_gelu_forward[(triton.cdiv(x.numel(), 1024),)](x, bias, out, x.numel(), len(bias), 1024, num_warps=4)
+        ctx.save_for_backward(x, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, bias = ctx.saved_tensors
+        grad, grad_x, width = grad.contiguous(), torch.empty_like(x), len(bias)
+        rows = x.numel() // width
+        columns = triton.cdiv(width, 256)
+        parts = max(1, min(triton.cdiv(rows, 8), 8 * _multiprocessors(x.device) // columns))
+        sums = torch.zeros(parts, width, device=x.device) if not rows else torch.empty(parts, width, device=x.device)
+        if rows:
+            _bias_gelu_backward[(columns, parts)](grad, x, bias, grad_x, sums, rows, width, 8, 256, num_warps=4)
+        return grad_x, sums.sum(0).to(bias.dtype)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias), the exact one, of x [..., N] and bias [N]."""
+    return _BiasGelu.apply(x, bias)
+
+
+@triton.jit
+def _bias_add(x, bias, residual, out, total, N: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < total
+    value = tl.load(x + place, mask, 0.0).to(tl.float32) + tl.load(bias + place % N, mask, 0.0).to(tl.float32)
+    value += tl.load(residual + place, mask, 0.0).to(tl.float32)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask)
+
+
+class _BiasAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        x, residual = x.contiguous(), residual.contiguous()
+        out = torch.empty_like(x)
+        if x.numel():
+            _bias_add[(triton.cdiv(x.numel(), 1024),)](
+                x, bias, residual, out, x.numel(), len(bias), 1024, num_warps=4
+            )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return grad, grad.flatten(0, -2).sum(0), grad
+
+
+def bias_add(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """x + bias + residual of x and residual [..., N] and bias [N], rounded once."""
+    return _BiasAdd.apply(x, bias, residual)
