@@ -25,7 +25,7 @@ SECTIONS = (  # the most important first: what does not fit into the time is not
     Section("environment", "benchmarks.gpu.machine", 25, 90),
     Section("build", "benchmarks.gpu.building", 60, 240),
     Section("correctness", "benchmarks.gpu.correctness", 80, 180),
-    Section("parity", "benchmarks.gpu.parity", 100, 200),
+    Section("parity", "benchmarks.gpu.parity", 100, 260),
     Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
     Section("throughput", EXTERNAL, 240, 480, {"package": "benchmarks.throughput", "seconds": "150"}),
 )
