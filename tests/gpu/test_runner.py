@@ -125,6 +125,7 @@ check([section("draws"), section("hangs")], "NVIDIA H100 80GB HBM3", Path({str(t
     [
         (["only=party"], "unknown section 'party'; the nearest is 'parity'"),
         (["seconds=soon"], "seconds=soon is not a number above 0"),
+        (["party.steps=3"], "party.steps=3: 'party' is not one of the sections environment, build,"),
         (["fast=1"], "gpu-check takes out=, seconds=, only=, not fast=1"),
     ],
 )
@@ -155,6 +156,13 @@ def test_make_takes_the_python_that_is_named(tmp_path: Path) -> None:
     command = ["make", "gpu-check", f"PYTHON={named}", "ONLY=build", "SECONDS=9"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout == "src:.|-m jobs gpu-check seconds=9 only=build\n"
+
+
+def test_a_section_can_be_given_other_settings() -> None:
+    sections = gpu_check.chosen("parity,throughput")
+    parity, throughput = gpu_check.with_settings(sections, ["parity.steps=100", "throughput.model=1.7b"])
+    assert parity.settings == {"steps": "100"}
+    assert throughput.settings["package"] == "benchmarks.throughput" and throughput.settings["model"] == "1.7b"
 
 
 def test_sections_have_modules_with_a_check() -> None:
