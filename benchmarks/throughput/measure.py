@@ -34,6 +34,7 @@ from onevision.training.flops import device_peak, recompute_flops, step_flops
 from onevision.training.inputs import input_paths, open_inputs
 from onevision.training.loop import build_model
 from onevision.training.metrics import memory_mb
+from onevision.training.precision import precision_dtype
 from onevision.training.profiling import StepProfiler
 from onevision.training.step import StepTotals, reduce_totals
 from onevision.training.stepper import Stepper
@@ -88,7 +89,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         architecture = PRESETS[recipe.model.preset]
         model = build_model(recipe, device, initialize=False)
         draw_weights(model, recipe.seed)
-        source, data, categories = _batches(recipe, settings)
+        source, data, categories = _batches(recipe, settings, device)
         stepper = Stepper(recipe, model, categories)
         timeline = Timeline(device)
         timeline.attach(stepper)
@@ -214,9 +215,11 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     }
 
 
-def _batches(recipe: Recipe, settings: Settings) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _batches(
+    recipe: Recipe, settings: Settings, device: torch.device
+) -> tuple[Iterator[list[PackedBatch]], str, int]:
     if settings.data == "recipe" or (settings.data == "auto" and not settings.text_only and has_packs(recipe)):
-        return _own_batches(recipe)
+        return _own_batches(recipe, device)
     known: Statistics = TEXT if settings.text_only else STAGES[recipe.stage]
     ranks = parallel_state.get_data_parallel_world_size()
     count = recipe.train.global_batch_size // (recipe.train.micro_batch_size * ranks)
@@ -244,7 +247,7 @@ def has_packs(recipe: Recipe) -> bool:
     return all(Path(path).exists() for name, path in paths.items() if name != "train.init_from")
 
 
-def _own_batches(recipe: Recipe) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _own_batches(recipe: Recipe, device: torch.device) -> tuple[Iterator[list[PackedBatch]], str, int]:
     inputs = open_inputs(replace(recipe, train=replace(recipe.train, init_from="")))
     loader = PackLoader(
         inputs.sources,
@@ -255,6 +258,8 @@ def _own_batches(recipe: Recipe) -> tuple[Iterator[list[PackedBatch]], str, int]
         micro_batch_size=recipe.train.micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
+        device=device,
+        dtype=precision_dtype(recipe.train.precision),
     )
     folders = ", ".join(entry.packs for entry in entries_of(recipe.data))
     return loader.iterate(0, recipe.train.steps), f"packs of {folders}", len(inputs.sources.categories)

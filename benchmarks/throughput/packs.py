@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 
 from onevision.data.batch import BatchLayout, Outline, PackedBatch
-from onevision.data.buffers import Buffers
 from onevision.data.tokenizer import Tokenizer
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE
 from onevision.planning.published import IMAGE_SHARE, SAMPLE_TOKENS
@@ -59,16 +59,16 @@ def synthetic_batch(
     random = np.random.default_rng(seed)
     special = SpecialTokens(vocab_size - 2, vocab_size - 1)
     outlines = [_outlines(statistics, sequence_length, random) for _ in range(packs)]
-    most = max(sum(sample.patches for sample in pack) for pack in outlines)
-    layout = BatchLayout(outlines, sequence_length, cast(Tokenizer, special), Buffers(packs * most, PATCH_VALUES))
+    layout = BatchLayout(outlines, sequence_length, cast(Tokenizer, special))
+    patches = torch.empty(sum(sample.patches for sample in layout.samples), PATCH_VALUES)
     for sample, room in zip(layout.samples, layout.rooms, strict=True):
         image = slice(1, 1 + sample.patches // _MERGE)
         room.ids[:] = random.integers(0, vocab_size - 2, sample.length)
         room.ids[image] = special.image_pad
         room.target[:] = True
         room.target[image] = False
-        room.patches[:] = random.random(room.patches.shape, np.float32) * 2 - 1
-    return layout.finish()
+        patches[room.patches] = torch.from_numpy(random.random((sample.patches, PATCH_VALUES), np.float32) * 2 - 1)
+    return layout.finish(patches)
 
 
 def _outlines(statistics: Statistics, sequence_length: int, random: np.random.Generator) -> list[Outline]:
