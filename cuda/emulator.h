@@ -85,8 +85,6 @@ inline void sincosf(float angle, float* sine, float* cosine) {
   *cosine = std::cos(angle);
 }
 
-inline unsigned __popc(unsigned bits) { return static_cast<unsigned>(std::popcount(bits)); }
-
 // Bytes of the eight of b:a, one for every hexadecimal digit of `chosen`, the lowest first.
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned chosen) {
   const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
@@ -119,15 +117,6 @@ inline void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], const unsigne
     }
   }
   __syncwarp();
-}
-
-inline unsigned __ballot_sync(unsigned, bool value) {
-  const emulator::Word own = value;
-  emulator::give(&own, 1);
-  unsigned all = 0;
-  for (int lane = 0; lane < 32; ++lane) all |= emulator::given(lane)[0] << lane;
-  __syncwarp();
-  return all;
 }
 
 inline int __shfl_up_sync(unsigned, int value, unsigned reach) {

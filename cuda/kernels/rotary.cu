@@ -32,7 +32,7 @@ __device__ Piece<T, WIDTH> piece_of(const OvHeads& q, const OvHeads& k, T* out_q
 }
 
 template <typename T, int WIDTH>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     rotary_kernel(OvHeads q, OvHeads k, const float* angles, T* out_q, T* out_k, int64_t tokens, int half, int inverse) {
   using Values = Vector<T, WIDTH>;
   using Floats = Vector<float, WIDTH>;
