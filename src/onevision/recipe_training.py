@@ -14,7 +14,7 @@ class ModelRecipe:
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
     recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
-    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # of core_attn, layernorm, mlp
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # core_attn, mlp (of language)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     # MXFP8 needs Blackwell. Blocks of 128 x 128 ("blockwise") run on Hopper, but only where all sizes divide by 128.
     "train.fp8_recipe": ("tensorwise", "delayed"),
 }
-RECOMPUTE_MODULES = ("core_attn", "layernorm", "mlp")
+# Norms alone cannot be: Megatron-core needs Transformer Engine for it, whose norms are one with the layers after them.
+RECOMPUTE_MODULES = ("core_attn", "mlp")
 # What a reader of Megatron's manual may look for, and why it is not here.
 NOT_OFFERED = {
     "performance.cuda_graphs": (

@@ -58,12 +58,3 @@ def test_everything_a_cpu_has_not() -> None:
         "train.tf32=true",
     ]
     assert all("\n" not in problem for problem in problems)
-
-
-def test_norms_of_transformer_engine_are_not_recomputed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(te, "HAVE_TE", True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    model = ModelRecipe(recompute="selective", recompute_modules=["mlp", "layernorm"])
-    (problem,) = machine_problems(model, TrainRecipe(), OptimizerRecipe(), GPU)
-    assert problem.startswith("model.recompute_modules: Transformer Engine's norms are one with the linear layers")
-    assert machine_problems(ModelRecipe(backend="torch"), TrainRecipe(), OptimizerRecipe(), GPU) == []

@@ -54,3 +54,13 @@ def test_gradients_summed_in_bf16_are_near_those_in_fp32(make_recipe: MakeRecipe
     train_on_two(rounded, tmp_path, key="rounded")
     assert losses(exact) != losses(rounded)
     torch.testing.assert_close(losses(rounded), losses(exact), rtol=0.02, atol=0)
+
+
+@pytest.mark.gpu
+def test_overlap_on_a_gpu(make_recipe: MakeRecipe) -> None:
+    plain = make_recipe("plain", precision="bf16", **SETTINGS)
+    performance = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}
+    recipe = make_recipe("both", precision="bf16", performance=performance, **SETTINGS)
+    train(plain), train(recipe)
+    assert losses(recipe)[0][0] == losses(plain)[0][0]
+    torch.testing.assert_close(losses(recipe), losses(plain), rtol=5e-3, atol=0)

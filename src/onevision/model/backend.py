@@ -77,12 +77,6 @@ def machine_problems(
         )
     if train.tf32 and device.type != "cuda":
         problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
-    recomputed = model.recompute_modules if model.recompute == "selective" else []
-    if "layernorm" in recomputed and backend == TRANSFORMER_ENGINE:
-        problems.append(
-            "model.recompute_modules: Transformer Engine's norms are one with the linear layers after them, so that "
-            "layernorm cannot be recomputed alone: leave it out, or use model.backend=torch"
-        )
     return problems
 
 

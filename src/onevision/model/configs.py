@@ -98,8 +98,14 @@ def row_multiple(config: TransformerConfig) -> int:
 def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
     """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
     vision = architecture.vision
+    # Megatron's recomputed MLP hands its bias out, which makes that parameter a result of itself: backward never ends.
+    # Language has no biases.
+    modules = [name for name in language.recompute_modules or [] if name != "mlp"]
+    selective = language.recompute_granularity == "selective"
     return replace(
         language,
+        recompute_modules=modules,
+        recompute_granularity=None if selective and not modules else language.recompute_granularity,
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,
         ffn_hidden_size=vision.ffn_hidden_size,

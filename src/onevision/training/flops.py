@@ -127,12 +127,9 @@ def recompute_parts(
     if model.recompute == "full":
         linear = {"vision": vision.linear - vision.first, "language": language.linear - head}
     elif "mlp" in modules:
-        one, two = architecture.vision, architecture.language
-        rows = sum(work.images) + len(work.images)
-        linear = {
-            "vision": 2.0 * rows * one.num_layers * 2 * one.hidden_size * one.ffn_hidden_size,
-            "language": 2.0 * sum(work.segments) * two.num_layers * 3 * two.hidden_size * two.ffn_hidden_size,
-        }
+        sizes = architecture.language  # vision's MLPs are never recomputed alone
+        products = 3 * sizes.hidden_size * sizes.ffn_hidden_size
+        linear["language"] = 2.0 * sum(work.segments) * sizes.num_layers * products
     return {
         "vision": PartFlops(linear["vision"] * seen, attention * seen * vision.attention),
         "adapter": PartFlops(0.0, 0.0),

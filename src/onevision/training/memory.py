@@ -28,8 +28,8 @@ Activations kept for the backward pass, of parts that it passes through (those t
 
 `model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H, R*e*h), and during the
 backward pass one whole block. `selective` with core_attn gains nothing but the log-sums of attention: what it would
-recompute is not kept by attention kernels that never store the square. With mlp a layer keeps e*4F less, and e*(H + F)
-if trained (vision: e*(2f + h)), which are there during its backward pass; with layernorm the normed values, e*H each.
+recompute is not kept by attention kernels that never store the square. With mlp a layer of language keeps e*4F
+less, and e*(H + F) if trained, which are there during its backward pass.
 FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
@@ -162,7 +162,7 @@ def kept_activations(
     if trained["language"]:
         layer += element * (2 * hidden + ffn)
     again = element * (4 * ffn + (hidden + ffn) * trained["language"]) * ("mlp" in modules)
-    layer -= again + element * hidden * trained["language"] * ("layernorm" in modules) * (1 if again else 2)
+    layer -= again
     inside = element * hidden * math.ceil(layers / block) if full else layer * layers
     end = element * hidden * (1 + trained["language"])
     kept_language = tokens * (inside + end)
@@ -172,11 +172,9 @@ def kept_activations(
     kept_vision = vision_block = 0.0
     if trained["vision"]:
         layer = element * (12 * h + 4 * c + 2 * f) + 8 * c + log_sums * vision.num_attention_heads
-        again = element * (2 * f + h) * ("mlp" in modules)
-        layer -= again + element * h * ("layernorm" in modules) * (1 if again else 2)
         inside = element * h * math.ceil(vision.num_layers / block) if full else layer * vision.num_layers
         kept_vision += rows * (inside + element * h) + element * PATCH_VALUES * patches
-        vision_block = rows * layer * min(block, vision.num_layers) if full else rows * again
+        vision_block = rows * layer * min(block, vision.num_layers) if full else 0.0
     if trained["vision"] or trained["adapter"]:
         inputs = 4 if trained["adapter"] else 2  # the norm's and GELU's; if trained, those of the two products
         kept_vision += element * (inputs * h * patches + hidden * patches / SPATIAL_MERGE_SIZE**2)
