@@ -72,7 +72,8 @@ def synthetic_batch(
 
 
 def _outlines(statistics: Statistics, sequence_length: int, random: np.random.Generator) -> list[Outline]:
-    left, samples = int(statistics.fill * sequence_length), []
+    samples: list[Outline] = []
+    left = int(statistics.fill * sequence_length)
     while left:
         drawn = statistics.tokens * np.exp(statistics.spread * random.standard_normal() - statistics.spread**2 / 2)
         length = int(min(max(drawn, _LEAST), max(sequence_length / 4, _LEAST), left))

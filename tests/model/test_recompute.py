@@ -21,9 +21,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @cache
-def loss_and_gradients(precision: str, recompute: str, layers: int = 1) -> tuple[Tensor, dict[str, Tensor], int]:
+def loss_and_gradients(
+    precision: str, recompute: str, layers: int = 1, modules: tuple[str, ...] = ("core_attn",)
+) -> tuple[Tensor, dict[str, Tensor], int]:
     """Per-token loss, gradients by name, and how often core attention ran."""
-    model = random_model(recipe=ModelRecipe(recompute=recompute, recompute_layers=layers), dtype=DTYPES[precision])
+    recipe = ModelRecipe(recompute=recompute, recompute_layers=layers, recompute_modules=list(modules))
+    model = random_model(recipe=recipe, dtype=DTYPES[precision])
     wrapped = Float16Module(model.config, model) if precision == "bf16" else model
     wrapped.train()
     pack = random_pack([(9, [(4, 6)]), (14, ()), (7, [(2, 4), (6, 2)])])
@@ -58,6 +61,17 @@ def test_recompute_is_bit_equal(device: torch.device, precision: str, recompute:
             torch.testing.assert_close(gradient, gradients_again[name])
         else:
             assert torch.equal(gradient, gradients_again[name]), name
+
+
+@pytest.mark.parametrize("modules", [("mlp",), ("layernorm",), ("core_attn", "layernorm", "mlp")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_any_choice_of_modules_is_bit_equal(device: torch.device, precision: str, modules: tuple[str, ...]) -> None:
+    loss, gradients, _ = loss_and_gradients(precision, "none")
+    again, gradients_again, runs = loss_and_gradients(precision, "selective", modules=modules)
+    assert runs == (12 if "core_attn" in modules else 6)
+    assert torch.equal(loss, again)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients_again[name]), name
 
 
 def test_bf16_is_near_fp32(device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,11 +48,19 @@ def test_step_flops_are_what_the_counter_sees(frozen: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective"])
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {"recompute": "full"},
+        {"recompute": "selective"},
+        {"recompute": "selective", "recompute_modules": ["mlp", "layernorm"]},
+        {"recompute": "selective", "recompute_modules": ["core_attn", "mlp"]},
+    ],
+)
 @pytest.mark.parametrize("frozen", [[], ["vision"]])
-def test_recompute_adds_what_the_counter_sees(recompute: str, frozen: list[str]) -> None:
+def test_recompute_adds_what_the_counter_sees(recompute: dict[str, Any], frozen: list[str]) -> None:
     work = Work(SEGMENTS, [rows * columns for _, rows, columns in GRIDS])
-    model = ModelRecipe(preset="tiny", freeze=frozen, recompute=recompute)
+    model = ModelRecipe(preset="tiny", freeze=frozen, **recompute)
     extra = counted(model) - counted(ModelRecipe(preset="tiny", freeze=frozen))
     assert extra == pytest.approx(recompute_flops(ARCHITECTURE, work, model, causal=False), rel=1e-9)
 

@@ -88,6 +88,15 @@ def test_kept_activations_are_what_autograd_keeps(recompute: str, frozen: list[s
     assert estimated(model) == pytest.approx(measured, rel=0.16)
 
 
+@pytest.mark.parametrize("modules", [["mlp"], ["layernorm"], ["mlp", "layernorm"]], ids="+".join)
+@pytest.mark.parametrize("frozen", [[], ["vision"]], ids=["all trained", "vision frozen"])
+def test_what_recomputed_modules_do_not_keep(modules: list[str], frozen: list[str]) -> None:
+    plain = ModelRecipe(preset="tiny", freeze=frozen)
+    model = ModelRecipe(preset="tiny", recompute="selective", recompute_modules=modules, freeze=frozen)
+    saved = kept_bytes(plain) - kept_bytes(model)
+    assert estimated(plain) - estimated(model) == pytest.approx(saved, rel=0.16)
+
+
 def test_blocks_of_recomputed_layers() -> None:
     three = ModelRecipe(preset="tiny", recompute="full", recompute_layers=3)
     assert estimated(three) + of_the_cpu(three) == pytest.approx(kept_bytes(three), rel=0.02)

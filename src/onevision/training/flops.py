@@ -119,14 +119,24 @@ def recompute_parts(
     """Operations of the second forward pass of recomputed layers; a frozen vision tower has no backward to need one."""
     parts = forward_flops(architecture, work, causal=causal)
     vision, language = parts["vision"], parts["language"]
-    again = 0.0 if model.recompute == "none" else 1.0
-    linear = 1.0 if model.recompute == "full" else 0.0
+    modules = model.recompute_modules if model.recompute == "selective" else []
+    attention = 1.0 if model.recompute == "full" or "core_attn" in modules else 0.0
     seen = 0.0 if "vision" in model.freeze else 1.0
     head = 2.0 * work.heads * architecture.language.hidden_size * architecture.language.vocab_size
+    linear = {"vision": 0.0, "language": 0.0}
+    if model.recompute == "full":
+        linear = {"vision": vision.linear - vision.first, "language": language.linear - head}
+    elif "mlp" in modules:
+        one, two = architecture.vision, architecture.language
+        rows = sum(work.images) + len(work.images)
+        linear = {
+            "vision": 2.0 * rows * one.num_layers * 2 * one.hidden_size * one.ffn_hidden_size,
+            "language": 2.0 * sum(work.segments) * two.num_layers * 3 * two.hidden_size * two.ffn_hidden_size,
+        }
     return {
-        "vision": PartFlops(linear * seen * (vision.linear - vision.first), again * seen * vision.attention),
+        "vision": PartFlops(linear["vision"] * seen, attention * seen * vision.attention),
         "adapter": PartFlops(0.0, 0.0),
-        "language": PartFlops(linear * (language.linear - head), again * language.attention),
+        "language": PartFlops(linear["language"], attention * language.attention),
     }
 
 

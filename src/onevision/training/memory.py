@@ -6,8 +6,10 @@ e bytes an element (2 for BF16, 4 for FP32). Language: H hidden, F MLP, q = head
 h hidden, f MLP, c channels a head. N parameters of a rank, n of them trained, D data-parallel ranks.
 
     weights            e*N
-    gradients          4*n                           one FP32 buffer
-    optimizer state    (8 + (4 if BF16))*n / D       two moments, and FP32 masters of BF16 weights
+      in FP8           2*N of the layers             copies for the products, turned both ways, kept over a step
+    gradients          4*n                           one FP32 buffer; 2*n with train.grad_reduce_in_fp32=false
+    optimizer state    (8 + (4 if BF16))*n / D       two moments, and FP32 masters of BF16 weights; 6*n / D with
+                                                     optimizer.state_dtype=bf16
     data of the step   (588*4*P + 48*T) * micro-batches
 
 Activations kept for the backward pass, of parts that it passes through (those trained, and those behind them):
@@ -25,8 +27,10 @@ Activations kept for the backward pass, of parts that it passes through (those t
     adapter            e*(4*h*P + H*P/4)
 
 `model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H, R*e*h), and during the
-backward pass one whole block. `selective` gains nothing but the log-sums of attention: what it would recompute is not
-kept by attention kernels that never store the square.
+backward pass one whole block. `selective` with core_attn gains nothing but the log-sums of attention: what it would
+recompute is not kept by attention kernels that never store the square. With mlp a layer keeps e*4F less, and e*(H + F)
+if trained (vision: e*(2f + h)), which are there during its backward pass; with layernorm the normed values, e*H each.
+FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
 activations, T*e*4F); that of a vision block (R*e*3f), when language's activations are gone. For a checkpoint the
@@ -147,7 +151,8 @@ def kept_activations(
     layers = language.num_layers if layers is None else layers
     trained = {part: part not in model.freeze for part in ("vision", "adapter", "language")}
     full, block = model.recompute == "full", model.recompute_layers
-    log_sums = 0 if model.recompute == "selective" else 4
+    modules = model.recompute_modules if model.recompute == "selective" else []
+    log_sums = 0 if "core_attn" in modules else 4
     tokens, patches, rows = batch.tokens, batch.patches, batch.patches + batch.images
 
     hidden, ffn = language.hidden_size, language.ffn_hidden_size
@@ -156,18 +161,22 @@ def kept_activations(
     layer += log_sums * language.num_attention_heads
     if trained["language"]:
         layer += element * (2 * hidden + ffn)
+    again = element * (4 * ffn + (hidden + ffn) * trained["language"]) * ("mlp" in modules)
+    layer -= again + element * hidden * trained["language"] * ("layernorm" in modules) * (1 if again else 2)
     inside = element * hidden * math.ceil(layers / block) if full else layer * layers
     end = element * hidden * (1 + trained["language"])
     kept_language = tokens * (inside + end)
-    language_block = tokens * layer * min(block, layers) if full else 0.0
+    language_block = tokens * layer * min(block, layers) if full else tokens * again
 
     h, f, c = vision.hidden_size, vision.ffn_hidden_size, vision.head_dim
     kept_vision = vision_block = 0.0
     if trained["vision"]:
         layer = element * (12 * h + 4 * c + 2 * f) + 8 * c + log_sums * vision.num_attention_heads
+        again = element * (2 * f + h) * ("mlp" in modules)
+        layer -= again + element * h * ("layernorm" in modules) * (1 if again else 2)
         inside = element * h * math.ceil(vision.num_layers / block) if full else layer * vision.num_layers
         kept_vision += rows * (inside + element * h) + element * PATCH_VALUES * patches
-        vision_block = rows * layer * min(block, vision.num_layers) if full else 0.0
+        vision_block = rows * layer * min(block, vision.num_layers) if full else rows * again
     if trained["vision"] or trained["adapter"]:
         inputs = 4 if trained["adapter"] else 2  # the norm's and GELU's; if trained, those of the two products
         kept_vision += element * (inputs * h * patches + hidden * patches / SPATIAL_MERGE_SIZE**2)
@@ -204,13 +213,17 @@ def _stage(
     part["language"] = layers * count["layer"] + count["embedding"] * first + (count["norm"] + count["head"]) * last
     weights = sum(part.values()) / tensor
     trained = sum(size for name, size in part.items() if name not in model.freeze) / tensor
-    state = 8 + (4 if element == 2 else 0)
+    gradient = 4 if train.grad_reduce_in_fp32 else 2
+    state = _state_bytes(recipe)
     always = {
         f"weights ({'BF16' if element == 2 else 'FP32'})": element * weights,
-        "gradients (FP32)": 4 * trained,
+        f"gradients ({'FP32' if gradient == 4 else 'BF16'})": gradient * trained,
         f"optimizer state, 1/{data_ranks * context} of it": state * trained / (data_ranks * context),
         "data of the step": (4 * PATCH_VALUES * batch.patches + TOKEN_BYTES * batch.tokens) * micro_batches,
     }
+    if train.precision == "fp8":
+        ends = count["embedding"] * first + count["head"] * last
+        always["FP8 copies of weights"] = 2 * (weights - ends / tensor)
 
     shared = tensor * context
     in_flight = min(parallel.pipeline, micro_batches) if first else 1
@@ -246,6 +259,13 @@ def _worst_batch(recipe: Recipe, pack_patches: int | None) -> MicroBatch:
 def _query_key(architecture: Architecture) -> tuple[int, int]:
     language = architecture.language
     return language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
+
+
+def _state_bytes(recipe: Recipe) -> int:
+    """Of the optimizer, a trained parameter: two moments, and with BF16 weights what they lack of FP32 ones."""
+    if recipe.optimizer.state_dtype == "bf16":
+        return 4 + 2  # Transformer Engine's Adam keeps the lower half of the FP32 weight; the upper is the BF16 one
+    return 8 + (4 if _element(recipe) == 2 else 0)
 
 
 def _element(recipe: Recipe) -> int:
