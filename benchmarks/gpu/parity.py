@@ -119,7 +119,9 @@ def check(
     quiet()
     began = time.perf_counter()
     data = make_corpus(scratch, preset, int(sequence_length), float(share))
-    findings.fact("drawing, importing and packing the corpus", time.perf_counter() - began, "s")
+    seconds = time.perf_counter() - began
+    findings.fact("drawing, importing and packing the corpus", seconds, "s")
+    say(f"the corpus is there after {seconds:.0f} s")
     trial = Trial(scratch, data, preset, int(micro_batch_size), int(workers), int(threads))
     size = f"{preset}, {steps} steps of {micro_batch_size} x {sequence_length} tokens"
     findings.facts["size"] = size

@@ -86,7 +86,14 @@ def run_sections(
             else:
                 limit = min(section.limit, left)
                 tell(f"{section.name} (at most {limit:.0f} s)")
-                one = run_section(section, folder, limit, out, lambda line: tell(f"  {line}"))
+                start = time.monotonic()
+                try:
+                    one = run_section(section, folder, limit, out, lambda line: tell(f"  {line}"))
+                except KeyboardInterrupt:
+                    findings = _findings_of(folder / "findings.json")
+                    findings.unchecked("the rest", "interrupted")
+                    save([*ended, Ended(section.name, findings, time.monotonic() - start)])
+                    raise
                 ended.append(one)
                 for picture in (*folder.glob("*.svg"), *folder.glob("out/*.png")):
                     shutil.copy(picture, log.parent)
