@@ -27,7 +27,6 @@ def gradients(fused: bool) -> dict[str, torch.Tensor]:
     config = language_config(TINY, ModelRecipe(preset="tiny"), torch.bfloat16)
     config = replace(config, gradient_accumulation_fusion=fused)
     recipe = recipe_from({"model": {"preset": "tiny"}})
-    sums = {}
     with runtime_context(device):
         model = OneVisionModel(TINY, config)
         ddp = data_parallel(model, config, recipe)
@@ -36,8 +35,7 @@ def gradients(fused: bool) -> dict[str, torch.Tensor]:
             pack = random_pack([(9, [(4, 6)]), (14, ())], vocab_size=TINY.language.vocab_size, seed=seed)
             total, _ = ddp(*pack.inputs, labels=pack.labels, target_rows=torch.arange(3, 20))
             total.backward()
-        sums = {name: parameter.main_grad.clone() for name, parameter in model.named_parameters()}
-    return sums
+        return {name: parameter.main_grad.clone() for name, parameter in model.named_parameters()}
 
 
 def test_sums_are_those_of_separate_products(monkeypatch: pytest.MonkeyPatch) -> None:
