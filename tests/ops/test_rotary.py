@@ -6,6 +6,7 @@ from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_
 from torch import Tensor
 
 from onevision.model.vision import patch_positions
+from onevision.ops.rotary import rotary
 from tests.ops.conftest import Place
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -61,6 +62,25 @@ def test_it_is_the_towers_forward_and_backward(
         torch.testing.assert_close(found.double(), wanted, rtol=2 * near, atol=4 * near)
     largest = exact[2].grad.abs().max()
     torch.testing.assert_close(angles.grad.double() / largest, exact[2].grad / largest, rtol=0, atol=4 * near)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_angles_of_some_tokens_alone(libraries: object, device: str) -> None:
+    """The gradients are those of all tokens, and zero at the angles that are not learned."""
+    angles = vision_angles([(4, 6), (2, 8)], 32).to(device)
+    learned = torch.tensor([0, 7, len(angles) - 1], device=device)
+    found = []
+    for which in (None, learned):
+        turned = angles.clone().requires_grad_()
+        q, k = split_qkv(len(angles), 4, 32, torch.bfloat16, device)
+        out_q, out_k = rotary(q, k, turned, which)
+        (out_q.square().sum() + (out_k * 3).square().sum() + out_q[:, 0].sum()).backward()
+        found.append((out_q, out_k, q.grad, k.grad, turned.grad))
+    (*everything, of_all), (*others, of_some) = found
+    assert all(torch.equal(one, two) for one, two in zip(everything, others, strict=True))
+    assert torch.equal(of_some[learned], of_all[learned]) and of_all[learned].abs().sum() > 0
+    of_some[learned] = 0
+    assert torch.count_nonzero(of_some) == 0
 
 
 def test_bfloat16_is_nearer_to_the_truth_than_the_towers_own(place: Place) -> None:

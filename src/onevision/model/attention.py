@@ -24,7 +24,7 @@ from torch import Tensor
 
 from onevision.model.rotary import rotate
 
-Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotate = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class SegmentParams(PackedSeqParams):
     device."""
 
     lengths: Tensor | None = None  # int64 [S] on the CPU
+    learned: Tensor | None = None  # int64 [N], the tokens whose rotary angles have a gradient; None: all
 
     @cached_property
     def by_length(self) -> LengthGroups:
@@ -63,8 +64,9 @@ class SegmentParams(PackedSeqParams):
         return LengthGroups(order.to(device), torch.argsort(order).to(device), groups)
 
 
-def segment_params(cu_seqlens: Tensor, device: torch.device) -> SegmentParams:
-    """Packed-sequence parameters of `cu_seqlens` (int32 [S+1], strictly increasing, first 0) for tensors on `device`.
+def segment_params(cu_seqlens: Tensor, device: torch.device, learned: Tensor | None = None) -> SegmentParams:
+    """Packed-sequence parameters of `cu_seqlens` (int32 [S+1], strictly increasing, first 0) for tensors on `device`,
+    of whose tokens those in `learned` (int64 [N]) have learned rotary angles.
 
     Where cu_seqlens lies on a GPU, this waits for it.
     """
@@ -78,6 +80,7 @@ def segment_params(cu_seqlens: Tensor, device: torch.device) -> SegmentParams:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         lengths=lengths,
+        learned=None if learned is None else to_device(learned, device),
     )
 
 
@@ -94,7 +97,7 @@ class RotarySelfAttention(SelfAttention):
     def __init__(self, *args: Any, rotate: Rotate = rotate, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rotate = rotate
-        self._angles: Tensor | None = None  # of the pass that is being computed
+        self._turns: tuple[Tensor | None, Tensor | None] = (None, None)  # angles, of which are learned: of this pass
 
     def forward(
         self,
@@ -103,19 +106,23 @@ class RotarySelfAttention(SelfAttention):
         key_value_states: Tensor | None = None,
         inference_context: Any = None,
         rotary_pos_emb: Tensor | None = None,
+        *,
+        packed_seq_params: SegmentParams | None = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Output [T, 1, H] and bias, as Megatron's."""
-        self._angles = rotary_pos_emb
+        assert packed_seq_params is not None, "only packed input is supported"
+        self._turns = rotary_pos_emb, packed_seq_params.learned
+        others["packed_seq_params"] = packed_seq_params
         try:
             return super().forward(hidden_states, attention_mask, key_value_states, inference_context, **others)
         finally:
-            self._angles = None
+            self._turns = None, None
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """q [T, 1, h, d], k and v [T, 1, g, d]; q and k are normalised and turned."""
         query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
-        query, key = self.rotate(query.squeeze(1), key.squeeze(1), self._angles)
+        query, key = self.rotate(query.squeeze(1), key.squeeze(1), *self._turns)
         return query[:, None], key[:, None], value
 
 

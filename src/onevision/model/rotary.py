@@ -15,10 +15,11 @@ def inverse_frequencies(dimensions: int, base: float) -> Tensor:
     return 1.0 / base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions)
 
 
-def rotate(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor, angles: Tensor, learned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """q and k [T, heads, d] with each pair (x[j], x[j + d/2]) turned by angles[token, j] (float32 [T, d/2]).
 
-    Computed in float32 and rounded once, as `onevision.ops.rotary.rotary`, which does the same in one kernel.
+    Computed in float32 and rounded once, as `onevision.ops.rotary.rotary`, which does the same in one kernel and can
+    leave out the gradient of angles that are not `learned`; here all have one.
     """
     cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
 

@@ -75,7 +75,8 @@ class RiceViT(VisionModule):
         # Row j of the sequence with class tokens is row source[j] of [patches; class token].
         bounds = F.pad((segments + 1).cumsum(0), (1, 0))
         is_patch = torch.ones(total + images, dtype=torch.bool)
-        is_patch[bounds[:-1]] = False
+        class_rows = bounds[:-1]
+        is_patch[class_rows] = False
         rows = is_patch.nonzero().squeeze(1)
         places = torch.full((total + images,), total)
         places[rows] = torch.arange(total)
@@ -100,6 +101,6 @@ class RiceViT(VisionModule):
             hidden_states=hidden[:, None],
             attention_mask=None,
             rotary_pos_emb=angles,
-            packed_seq_params=segment_params(bounds.to(torch.int32), device),
+            packed_seq_params=segment_params(bounds.to(torch.int32), device, class_rows),
         )
         return hidden.squeeze(1).index_select(0, patch_rows)

@@ -8,21 +8,39 @@ import torch
 from torch import Tensor
 
 
-def rotary(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+def rotary(q: Tensor, k: Tensor, angles: Tensor, learned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """q and k with each pair (x[j], x[j + D/2]) of every head turned by angles[token, j].
 
-    Sums are in float32 and rounded once. All three have gradients; that of the angles costs another pass over q and k
-    and is only computed where the angles need it.
+    Sums are in float32 and rounded once. All three have gradients. That of the angles costs another pass over q and k,
+    which have to be kept for it; where only the angles of some tokens are learned, those are enough.
 
     Args:
         q, k: float32 or bfloat16 [T, heads, D], each with its own number of heads; any strides, the last is 1. D is
             even and at most 256.
         angles: float32 [T, D/2], contiguous.
+        learned: int64 [N], the tokens whose angles have a gradient; that of the others is zero. Not given: all.
 
     Returns:
         Two new contiguous tensors.
     """
-    return torch.ops.onevision.rotary(q, k, angles)
+    if learned is None or not angles.requires_grad:
+        return torch.ops.onevision.rotary(q, k, angles)
+    return _SomeAngles.apply(q, k, angles, learned)
+
+
+class _SomeAngles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, angles: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(angles, learned, q.index_select(0, learned), k.index_select(0, learned))
+        return torch.ops.onevision.rotary(q, k, angles)
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+        angles, learned, *inputs = ctx.saved_tensors
+        back_q, back_k = torch.ops.onevision.rotary(_dense(grad_q), _dense(grad_k), angles, True)
+        gradients = (back.index_select(0, learned) for back in (back_q, back_k))
+        of_learned = torch.ops.onevision.rotary_angles(*inputs, *gradients)
+        return back_q, back_k, torch.zeros_like(angles).index_copy_(0, learned, of_learned), None
 
 
 def register(namespace: str) -> None:
