@@ -207,11 +207,12 @@ std::vector<int64_t> image_table(const int64_t* sizes, int64_t count, int64_t& b
     STD_TORCH_CHECK(height > 0 && width > 0 && rows > 0 && columns > 0 && rows % 2 == 0 && columns % 2 == 0,
                     "sizes: an image has pixels, and an even number of rows and columns of patches");
     const int64_t wide = columns * OV_PATCH, tall = rows * OV_PATCH;
-    const int64_t plan_y = plans + wide * plan_stride(width, wide);
-    const OvImage fields{bytes, height, width, rows, columns, plans, plan_y};
+    const int64_t stride_x = plan_stride(width, wide), stride_y = plan_stride(height, tall);
+    const int64_t plan_y = plans + wide * stride_x;
+    const OvImage fields{bytes, height, width, rows, columns, plans, plan_y, stride_x, stride_y};
     std::memcpy(image, &fields, sizeof fields);
     bytes += 3 * height * width;
-    plans = plan_y + tall * plan_stride(height, tall);
+    plans = plan_y + tall * stride_y;
     plan[2 * n + 1] = plan[2 * n] + wide;
     plan[2 * n + 2] = plan[2 * n + 1] + tall;
     tile[n + 1] = tile[n] + rows * columns / 4;

@@ -85,7 +85,8 @@ int64_t ov_assemble_blocks_twin(int64_t places);
 struct OvImage {
   int64_t offset;  // of its first byte; red, green and blue alternate, row by row
   int64_t height, width, rows, columns;
-  int64_t plan_x, plan_y;  // where the plans of its columns and of its rows begin
+  int64_t plan_x, plan_y;      // where the plans of its columns and of its rows begin
+  int64_t stride_x, stride_y;  // numbers of a plan
 };
 
 struct OvImages {

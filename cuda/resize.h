@@ -54,6 +54,13 @@ OV_BOTH void plan_sample(int64_t source, int64_t target, int64_t place, int32_t*
   }
 }
 
+// A weight as three digits of 8 bits, each from -128 to 127, the lowest first.
+OV_BOTH int32_t weight_digits(int32_t weight) {
+  const int32_t first = static_cast<int8_t>(weight & 255), rest = (weight - first) / 256;
+  const int32_t second = static_cast<int8_t>(rest & 255), third = (rest - second) / 256;
+  return (third & 255) << 16 | (second & 255) << 8 | (first & 255);
+}
+
 // Whether Pillow 13 resizes the height before the width: where that leaves it much less to do.
 OV_BOTH bool vertical_first(int64_t height, int64_t width, int64_t tall, int64_t wide) {
   return tall < height && 2 * (width - wide) < height - tall;

@@ -131,7 +131,7 @@ def _peers(own: dict[str, str], overrides: list[str], out: Path, before: list[di
         "warmup": own["warmup"],
         "steps": own["steps"],
     }
-    return measure(asked, overrides, out, lambda rows: write_report(out, [*before, *rows]))
+    return measure(asked, overrides, out / "rows", lambda rows: write_report(out, [*before, *rows]))
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:

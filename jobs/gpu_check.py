@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,9 +25,9 @@ SECTIONS = (  # the most important first: what does not fit into the time is not
     Section("environment", "benchmarks.gpu.machine", 25, 90),
     Section("build", "benchmarks.gpu.building", 60, 240),
     Section("correctness", "benchmarks.gpu.correctness", 80, 180),
-    Section("parity", "benchmarks.gpu.parity", 100, 200),
+    Section("parity", "benchmarks.gpu.parity", 100, 260),
     Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
-    Section("throughput", "benchmarks.gpu.throughput", 150, 420, {"model": "1.7b", "seconds": "120"}),
+    Section("throughput", EXTERNAL, 240, 480, {"package": "benchmarks.throughput", "seconds": "150"}),
 )
 SECONDS = 1200.0  # of the whole check, unless told otherwise
 PROBE = """
@@ -46,17 +47,18 @@ else:
 
 
 def run(arguments: list[str]) -> int:
-    """python -m jobs gpu-check [out=DIR] [seconds=N] [only=SECTION,...]
+    """python -m jobs gpu-check [out=DIR] [seconds=N] [only=SECTION,...] [SECTION.key=value ...]
 
     Checks and measures the suite on the first GPU of this machine: environment and ceilings, the ops' build, the tests
     that are marked gpu, training in BF16 against FP32, and the benchmarks. Each section runs apart; what is missing or
     does not fit into seconds (default 1200) is listed as not checked. DIR (default
     benchmarks/results/gpu-<GPU>-<date>) gets gpu-check.json, gpu-check.md, the curves and log.txt, after every section.
     Needs the repository, PyTorch with CUDA and megatron-core; exit code 2 without a GPU, 1 where something failed or
-    missed its goal.
+    missed its goal. SECTION.key=value sets what a section takes: parity.steps=100, throughput.model=1.7b.
     """
-    settings = _settings(arguments)
-    sections = chosen(settings.get("only", ""))
+    settings = _settings([argument for argument in arguments if "." not in argument.partition("=")[0]])
+    own = [argument for argument in arguments if "." in argument.partition("=")[0]]
+    sections = with_settings(chosen(settings.get("only", "")), own)
     seconds = _seconds(settings)
     device = gpu_name()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -99,6 +101,22 @@ def chosen(only: str) -> list[Section]:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
             raise InputError(f"only={only}: unknown section {name!r}; the nearest is {near!r}")
     return [section for section in SECTIONS if not wanted or section.name in wanted]
+
+
+def with_settings(sections: Sequence[Section], arguments: Sequence[str]) -> list[Section]:
+    """The sections with the values of `SECTION.key=value`.
+
+    Raises:
+        InputError: one names no section of these.
+    """
+    changed = {section.name: section for section in sections}
+    for argument in arguments:
+        place, _, value = argument.partition("=")
+        name, _, key = place.partition(".")
+        if name not in changed:
+            raise InputError(f"{argument}: {name!r} is not one of the sections {', '.join(changed)}")
+        changed[name] = replace(changed[name], settings=changed[name].settings | {key: value})
+    return list(changed.values())
 
 
 def gpu_name() -> str:

@@ -68,6 +68,9 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("model.freeze=[head]", "'head' is not one of vision, adapter, language"),
         ("model.freeze=[vision,adapter,language]", "nothing would be trained"),
         ("data.pack_part_samples=20000000", "data.pack_part_samples=20000000 must be at most 16777216"),
+        ("data.decoder=dali_mixed", "decodes on the GPU, where its pixels stay: set data.resize=device"),
+        ("data.decoder=dali data.resize=device", "data.decoder=dali resizes on the host: set data.resize=host"),
+        ("data.hw_decoder_load=1.5", "data.hw_decoder_load=1.5 is not between 0 and 1"),
         ("data.min_pixels=3000000", "is above data.max_pixels"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0 is above optimizer.lr"),
         ("train.global_batch_size=3 train.micro_batch_size=2", "is not a multiple of train.micro_batch_size=2"),
@@ -173,5 +176,6 @@ def test_every_choice_can_be_written_in_yaml_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: choices\n", encoding="utf-8")
     for key, choices in CHOICES.items():
         for choice in choices:
-            recipe = load_recipe(tmp_path / "recipe.yaml", [f"{key}={choice}"])  # on, off, yes and no are booleans
+            beside = ["data.resize=device"] * (choice == "dali_mixed")  # which needs it
+            recipe = load_recipe(tmp_path / "recipe.yaml", [*beside, f"{key}={choice}"])  # on, off, yes, no: booleans
             assert reduce(getattr, key.split("."), recipe) == choice

@@ -41,8 +41,10 @@ from benchmarks.results import Row, package_versions, show, write_results
 from onevision.corpus.build import build_corpus
 from onevision.corpus.reader import Entry
 from onevision.data.buffers import Buffers
+from onevision.data.decode import ImageDecoder, image_decoder
 from onevision.data.image import MERGE, PATCH_VALUES, ImageError
-from onevision.data.loader import PackLoader
+from onevision.data.loader import CPU, PackLoader
+from onevision.data.patcher import HostPatcher
 from onevision.data.tokenizer import load_tokenizer
 from onevision.demo.tokenizer import build_tokenizer
 from onevision.packing.build import build_packs
@@ -67,6 +69,12 @@ class NoDecoder:
         self, images: Sequence[bytes], grids: Sequence[tuple[int, int]], out: NDArray[np.float32]
     ) -> list[ImageError | None]:
         return [None] * len(images)
+
+
+def with_decoder(loader: PackLoader, decoder: ImageDecoder) -> PackLoader:
+    """The loader with another decoder."""
+    loader.patcher = HostPatcher(decoder, CPU, loader.data.sequence_length * MERGE**2)
+    return loader
 
 
 def rows(samples: int = SAMPLES, repeats: int = REPEATS) -> list[Row]:
@@ -154,8 +162,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def reading(data: DataRecipe, repeats: int) -> list[Row]:
     """The loader without decoding beside raw reads, with a cold and a warm page cache."""
-    loader = loader_of(replace(data, workers=READERS))
-    loader.decoder = NoDecoder()
+    loader = with_decoder(loader_of(replace(data, workers=READERS)), NoDecoder())
     corpus = loader.sources.sources[0].corpus
     entries = entries_in_order(loader)
     spans = spans_of(entries)
@@ -228,12 +235,13 @@ def decoding(data: DataRecipe, threads: int, repeats: int) -> list[Row]:
     def decode(batch: tuple[list[bytes], list[tuple[int, int]]]) -> None:
         files, grids = batch
         out = memory.take(sum(height * width for height, width in grids))
-        assert loader.decoder.patches(files, grids, out) == [None] * len(files)
+        assert decoder.patches(files, grids, out) == [None] * len(files)
 
     def whole() -> None:
         for _ in loader.iterate(0, len(steps)):
             pass
 
+    decoder = image_decoder(data.decoder)
     memory = Buffers(data.sequence_length * MERGE**2, PATCH_VALUES)
     alone = shared(decode, batches, threads)
     processor: dict[Callable[[], object], list[float]] = {alone: [], whole: []}

@@ -1,11 +1,11 @@
-"""Section 3: every test of the repository that is marked `gpu`, in one process."""
+"""Section 3: every test of the repository that is marked `gpu`, in one process, and a new one behind each crash."""
 
 from __future__ import annotations
 
-import re
+import json
+import signal
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from onevision.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training")
-_FRAME = re.compile(r"\S+:\d+: in ")  # of a short traceback
+CRASHES = 8  # after which the rest is given up
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,60 @@ class Test:
 
     name: str
     outcome: str
-    reason: str
-    seconds: float
+    reason: str = ""
+    seconds: float = 0.0
 
 
 def check(findings: Findings, scratch: Path, mark: str = "gpu", folders: str = ",".join(FOLDERS)) -> None:
-    """Run the tests with pytest's mark `mark`; each that fails is a finding, with its last line."""
+    """Run the tests with pytest's mark `mark`; each that fails is a finding, with its last line.
+
+    A test that takes the process with it, by a signal or by an error that spoils CUDA, has failed; the tests behind it
+    run in a new process.
+    """
     import pytest  # noqa: F401  # where it is missing, the section says so
 
-    report = scratch / "tests.xml"
+    record = scratch / "tests.jsonl"
     command = [
-        sys.executable, "-m", "pytest", *folders.split(","), "-m", mark, f"--junitxml={report}", "--tb=short", "-q",
-        "-p", "no:xdist", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--durations=10", "-rfEs",
+        sys.executable, "-m", "pytest", *folders.split(","), "-m", mark, f"--record={record}", "--tb=short", "-q",
+        "-p", "benchmarks.gpu.recording", "-p", "no:xdist", "-p", "no:cacheprovider", "--durations=10", "-rfEs",
+        "--continue-on-collection-errors",
     ]
-    ended = subprocess.run(command, cwd=ROOT)
-    if not report.exists():
-        raise InputError(f"pytest ended with exit code {ended.returncode} and left no report")
-    tests = read_junit(report)
+    crashed: dict[str, str] = {}
+    for _ in range(CRASHES + 1):
+        code = subprocess.run(command, cwd=ROOT).returncode
+        tests = read_record(record, crashed)
+        begun = [test.name for test in tests if test.outcome == "begun"]
+        crashed |= {name: _ending(code) for name in begun}
+        tests = read_record(record, crashed)
+        _report(findings, tests)
+        if code in (0, 1, 5) or not (begun or code == 3):
+            break
+        say(f"{begun[-1] if begun else 'a CUDA error'} took the process with it: {_ending(code)}")
+    if not tests and code not in (0, 1, 5):
+        raise InputError(f"pytest ended with exit code {code} and ran no test")
+    if code not in (0, 1, 5):
+        findings.unchecked("the tests behind the last crash", f"pytest ended again and again, at last: {_ending(code)}")
     if not tests:
         raise NotChecked(f"no test in {folders} is marked {mark}")
+
+
+def _ending(code: int) -> str:
+    return f"the process died by {signal.Signals(-code).name}" if code < 0 else f"pytest ended with exit code {code}"
+
+
+def read_record(path: Path, crashed: dict[str, str]) -> list[Test]:
+    """The tests of a record; `crashed` has those that never ended, with the reason."""
+    tests: dict[str, Test] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        test = Test(**json.loads(line))
+        before = tests.get(test.name)
+        if before is None or before.outcome != "failed":  # a failure is not undone by what is torn down behind it
+            tests[test.name] = test
+    return [Test(test.name, "failed", crashed[name]) if name in crashed else test for name, test in tests.items()]
+
+
+def _report(findings: Findings, tests: list[Test]) -> None:
+    findings.checks = []
     counts = Counter(test.outcome for test in tests)
     findings.facts["tests"] = [vars(test) for test in tests]
     text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
@@ -56,28 +91,3 @@ def check(findings: Findings, scratch: Path, mark: str = "gpu", folders: str = "
             findings.add(Check(test.name, outcome=FAILED, note=test.reason))
     for reason, number in Counter(test.reason for test in tests if test.outcome == "skipped").items():
         findings.add(Check(f"{number} tests", outcome=UNCHECKED, note=reason))
-
-
-def read_junit(path: Path) -> list[Test]:
-    """The tests of a JUnit report."""
-    tests = []
-    for case in ElementTree.parse(path).iter("testcase"):
-        name = f"{case.get('classname', '')}::{case.get('name', '')}".replace("tests.", "", 1)
-        outcome, reason = "passed", ""
-        for child in case:
-            if child.tag in ("failure", "error"):
-                outcome, reason = "failed", _last_line(child)
-            elif child.tag == "skipped":
-                outcome, reason = "skipped", child.get("message") or "no reason given"
-        tests.append(Test(name, outcome, reason, float(case.get("time") or 0)))
-    return tests
-
-
-def _last_line(failure: ElementTree.Element) -> str:
-    """What was wrong, and where: the last error of pytest's short traceback, whose lines begin with E."""
-    lines = [line.strip() for line in (failure.text or "").splitlines()]
-    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
-    last = lines[frames[-1] + 1 :] if frames else lines
-    wrong = next((line.removeprefix("E").strip() for line in last if line.startswith("E ")), "")
-    message = wrong or next(iter((failure.get("message") or "no message").splitlines()))
-    return f"{message} ({lines[frames[-1]]})"[:400] if frames else message[:400]

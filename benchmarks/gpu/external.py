@@ -8,6 +8,7 @@ and where it has some `not_checked` ({name: reason}), `measured` (figures of one
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from onevision.errors import InputError
 from onevision.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
+_BROKE = re.compile(r"\w+(Error|Exception)\b|ended with code|not done after")
 
 
 def check(findings: Findings, scratch: Path, package: str, **settings: str) -> None:
@@ -67,7 +69,7 @@ def gather(findings: Findings, out: Path) -> None:
             continue
         checks += from_rows(content["rows"])
         missing = content.get("not_checked") or {}
-        checks += [Check(name, outcome=UNCHECKED, note=reason) for name, reason in missing.items()]
+        checks += [Check(name, outcome=_outcome(reason), note=reason) for name, reason in missing.items()]
         failures = (content.get("hardware") or {}).get("failures") or {}
         checks += [Check(name, outcome=FAILED, note=lines.splitlines()[-1]) for name, lines in failures.items()]
         findings.measured |= content.get("measured") or {}
@@ -75,6 +77,11 @@ def gather(findings: Findings, out: Path) -> None:
     if facts != findings.facts:
         findings.checks, findings.facts = checks, facts
         findings.save()
+
+
+def _outcome(reason: str) -> str:
+    """Whether a row that is not there lacks something, or broke."""
+    return FAILED if _BROKE.match(reason) else UNCHECKED
 
 
 def _there(package: str) -> bool:

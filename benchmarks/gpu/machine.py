@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.checks import Findings, gpu_key, say
+from benchmarks.gpu.checks import Findings, say
 from onevision.machine import commit, memory_gb, processor, version
 
 PACKAGES = (
@@ -110,29 +110,6 @@ def _ceilings(findings: Findings) -> None:
     findings.fact(f"BF16 product of {SIDE}^3", gemm, "TFLOP/s", "random data, median")
     findings.fact("FP32 product of 4096^3", product_speed(4096, 4096, 4096, torch.float32), "TFLOP/s", "no TF32")
     findings.facts["ceilings"] = {"copy_gb_s": bandwidth, "host_link_gb_s": link, "bf16_tflops": gemm}
-    _calibrate(findings, bandwidth, link)
-
-
-def _calibrate(findings: Findings, bandwidth: float, link: float) -> None:
-    """The figures of `make plan` that kernels alone tell: products of the 8b model's layers, streams of memory."""
-    from onevision.model.presets import PRESETS
-    from onevision.planning.hardware import GPUS
-
-    name = gpu_key(findings.facts["gpu"]["name"])
-    if name not in GPUS:
-        return
-    gpu, language, vision = GPUS[name], PRESETS["8b"].language, PRESETS["8b"].vision
-    query, key_value = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
-    hidden, inner = language.hidden_size, language.ffn_hidden_size
-    width, wide = vision.hidden_size, vision.ffn_hidden_size
-    shapes = [(query + 2 * key_value, hidden), (hidden, query), (2 * inner, hidden), (hidden, inner)]
-    vision_shapes = [(3 * width, width), (width, width), (wide, width), (width, wide)]
-    for figure, rows, layer in (("gemm", 8192, shapes), ("vision_gemm", 16384, vision_shapes)):
-        speed = layer_speed(rows, layer)
-        findings.fact(f"products of a layer of 8b, {figure}", speed, "TFLOP/s", f"{rows} rows, forward and backward")
-        findings.measured[figure] = min(1.0, speed / gpu.peak.value)
-    findings.measured["memory_use"] = min(1.0, bandwidth / gpu.memory_bandwidth.value)
-    findings.measured["host_link"] = link
     findings.save()
 
 
@@ -169,14 +146,3 @@ def product_speed(rows: int, columns: int, inner: int, dtype: torch.dtype) -> fl
     right = torch.randn(columns, inner, device="cuda", dtype=dtype)
     out = torch.empty(rows, columns, device="cuda", dtype=dtype)
     return 2.0 * rows * columns * inner / median_seconds(lambda: torch.mm(left, right.t(), out=out)) / 1e12
-
-
-def layer_speed(rows: int, layer: list[tuple[int, int]]) -> float:
-    """TFLOP/s of the linear layers [out, in] with `rows` tokens: forward, gradient of the input and of the weight."""
-    seconds = flops = 0.0
-    for out, inner in layer:
-        for shape in ((rows, out, inner), (rows, inner, out), (out, inner, rows)):
-            work = 2.0 * shape[0] * shape[1] * shape[2]
-            flops += work
-            seconds += work / (product_speed(*shape, torch.bfloat16) * 1e12)
-    return flops / seconds / 1e12

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from benchmarks.gpu.curves import draw_curves
 from benchmarks.gpu.section import reason_of
 from jobs.ranks import quiet
 from onevision.machine import version
-from onevision.recipe import known_keys, recipe_from
+from onevision.recipe import recipe_from
 from onevision.training.history import read_metrics
 
 WINDOW = 10  # steps of the running mean: what single batches do to both curves alike is no difference of training
@@ -44,6 +44,7 @@ class Trial:
     preset: str
     micro_batch_size: int
     workers: int
+    threads: int
 
     def folder(self, name: str) -> Path:
         """The run folder of a run."""
@@ -63,6 +64,7 @@ class Trial:
                 "micro_batch_size": self.micro_batch_size,
                 "global_batch_size": self.micro_batch_size,
                 "hang_seconds": 0.0,
+                "threads": self.threads,
             },
             "checkpoint": {"interval": interval or steps, "keep": 2},
         }
@@ -78,15 +80,16 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "fp8 tensorwise": {"train": {"precision": "fp8", "fp8_recipe": "tensorwise"}},
     "fp8 delayed": {"train": {"precision": "fp8", "fp8_recipe": "delayed"}},
 }
-# The first two have PyTorch's modules, whatever else is installed: they are measured on every GPU.
-TORCH = {"model": {"backend": "torch"}} if "model.backend" in known_keys() else {}
+# These have PyTorch's modules, whatever else is installed: they are measured on every GPU.
+PLAIN = ("fp32", "bf16")
+TORCH = {"model": {"backend": "torch"}}
 
 
 def precisions() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The runs that this machine can do, as changes of a recipe; and the others with the reason."""
     found, missing = {}, {}
     for name, changes in PRECISIONS.items():
-        if name in ("fp32", "bf16"):
+        if name in PLAIN:
             found[name] = {**changes, **TORCH}
         elif version("transformer-engine") is None:
             missing[name] = "Transformer Engine is not installed"
@@ -106,26 +109,35 @@ def check(
     sequence_length: str = "2048",
     micro_batch_size: str = "1",
     workers: str = "4",
+    threads: str = "0",
     share: str = "1.0",
 ) -> None:
-    """All three, with `steps` steps for the first and `short` for the others; `share` of the corpus is drawn."""
+    """All three, with `steps` steps for the first and `short` for the others; `share` of the corpus is drawn.
+
+    What needs Transformer Engine comes last: the rest is there on every GPU.
+    """
     quiet()
     began = time.perf_counter()
     data = make_corpus(scratch, preset, int(sequence_length), float(share))
-    findings.fact("drawing, importing and packing the corpus", time.perf_counter() - began, "s")
-    trial = Trial(scratch, data, preset, int(micro_batch_size), int(workers))
+    seconds = time.perf_counter() - began
+    findings.fact("drawing, importing and packing the corpus", seconds, "s")
+    say(f"the corpus is there after {seconds:.0f} s")
+    trial = Trial(scratch, data, preset, int(micro_batch_size), int(workers), int(threads))
     size = f"{preset}, {steps} steps of {micro_batch_size} x {sequence_length} tokens"
     findings.facts["size"] = size
-    _curves(findings, trial, int(steps), size)
-    _again(findings, trial, int(short))
-    _resumed(findings, trial, int(short))
+    possible, missing = precisions()
+    _curves(findings, trial, {name: possible[name] for name in PLAIN}, int(steps), size)
+    _again(findings, trial, possible["bf16"], int(short))
+    _resumed(findings, trial, possible["bf16"], int(short))
+    _curves(findings, trial, {name: possible[name] for name in possible if name not in PLAIN}, int(steps), size)
+    for name, reason in missing.items():
+        findings.unchecked(name, reason)
 
 
 def run(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Train as `values` say; the rows of its metrics."""
     from onevision.training.loop import train
 
-    torch.backends.cuda.matmul.allow_tf32 = False
     recipe = recipe_from(values)
     try:
         train(recipe)
@@ -156,11 +168,11 @@ def relative(one: Sequence[float], other: Sequence[float]) -> np.ndarray:
     return np.abs(smoothed(one) - reference) / reference
 
 
-def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
-    possible, missing = precisions()
-    for name, reason in missing.items():
-        findings.unchecked(name, reason)
-    for name, changes in possible.items():
+def _curves(
+    findings: Findings, trial: Trial, changes_of: Mapping[str, dict[str, Any]], steps: int, size: str
+) -> None:
+    """Train once for each of `changes_of`, and compare with the curve of FP32."""
+    for name, changes in changes_of.items():
         began = time.perf_counter()
         try:
             rows = run(trial.values(name, steps, changes))
@@ -178,24 +190,25 @@ def _curves(findings: Findings, trial: Trial, steps: int, size: str) -> None:
         else:
             findings.fact(f"{name}: loss at the end, of that at the start", last / curve[0], note=note)
         say(f"{name}: {note}, {time.perf_counter() - began:.0f} s in all")
+        _compare(findings, name, size)
+        curves = {one: findings.curves[one] for one in PRECISIONS if one in findings.curves}
+        draw_curves(curves, findings.path.with_name("parity.svg"), size)
+
+
+def _compare(findings: Findings, name: str, size: str) -> None:
     reference = findings.curves.get("fp32")
-    for name, curve in findings.curves.items():
-        if name == "fp32" or reference is None:
-            continue
-        off = relative(curve, reference)
-        note = f"{size}; mean {off.mean():.2%}, last {off[-1]:.2%}; losses smoothed over {WINDOW} steps, at all steps"
-        value = float(off.max())
-        goal = GOAL_FP8 if name.startswith("fp8") else GOAL
-        what = f"{name} against fp32: largest difference of the loss"
-        findings.goal(what, value, "", f"at most {goal:.0%}", value <= goal, note)
-        say(f"{name} against fp32: at most {value:.2%} off")
-    if findings.curves:
-        draw_curves(findings.curves, findings.path.with_name("parity.svg"), size)
+    if name == "fp32" or reference is None:
+        return
+    off = relative(findings.curves[name], reference)
+    value, goal = float(off.max()), GOAL_FP8 if name.startswith("fp8") else GOAL
+    note = f"{size}; mean {off.mean():.2%}, last {off[-1]:.2%}; losses smoothed over {WINDOW} steps, at all steps"
+    what = f"{name} against fp32: largest difference of the loss"
+    findings.goal(what, value, "", f"at most {goal:.0%}", value <= goal, note)
+    say(f"{name} against fp32: at most {value:.2%} off")
 
 
-def _again(findings: Findings, trial: Trial, steps: int) -> None:
+def _again(findings: Findings, trial: Trial, bf16: dict[str, Any], steps: int) -> None:
     """The same run twice. The first one's checkpoint half-way is what `_resumed` goes on from."""
-    bf16 = precisions()[0]["bf16"]
     try:
         one = losses(run(trial.values("once", steps, bf16, interval=steps // 2)))
         two = losses(run(trial.values("twice", steps, bf16)))
@@ -206,7 +219,7 @@ def _again(findings: Findings, trial: Trial, steps: int) -> None:
     findings.fact(f"bf16: two runs of {steps} steps", difference(two, one), note="the loss of every step")
 
 
-def _resumed(findings: Findings, trial: Trial, steps: int) -> None:
+def _resumed(findings: Findings, trial: Trial, bf16: dict[str, Any], steps: int) -> None:
     """A run folder as a kill after the checkpoint half-way leaves it, continued."""
     name, half, once = f"bf16: {steps // 2} + {steps // 2} steps over a checkpoint", steps // 2, trial.folder("once")
     whole = findings.curves.get("once")
@@ -217,7 +230,7 @@ def _resumed(findings: Findings, trial: Trial, steps: int) -> None:
     try:
         later = shutil.ignore_patterns(f"step_{steps:08d}", "step.json")
         shutil.copytree(once, again, ignore=later)
-        values = trial.values("once", steps, precisions()[0]["bf16"], interval=half)
+        values = trial.values("once", steps, bf16, interval=half)
         resumed = losses(run({**values, "output": str(again)}))
     except Exception as error:
         findings.failed(name, reason_of(error))

@@ -82,7 +82,7 @@ def markdown(content: dict[str, Any], out: Path) -> str:
             outcome = "" if check.outcome == FACT else check.outcome
             cells = (check.name, value_of(check), check.goal, outcome, check.note)
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-        for picture in sorted(out.glob(f"{name}*.svg")):
+        for picture in sorted((*out.glob(f"{name}*.svg"), *out.glob(f"{name}*.png"))):
             lines += ["", f"![{picture.stem}]({picture.name})"]
         if section["tail"]:
             lines += ["", "The last it printed:", "", *(f"    {line}" for line in section["tail"])]

@@ -10,7 +10,7 @@
       tries="A=1;B=2 C=3"      settings from the fastest to the most frugal: the first that fits is measured
       profile=trace,memory     leave the profiler's trace, the allocator's history
       out=DIR                  throughput.json, throughput.png, and below rows/ logs and traces
-                               (default benchmarks/results)
+                               (default benchmarks/results, and runs/throughput/rows)
       seconds=300              that a row may take
       strict=1                 an unmet goal gives exit code 1
       other key=value          overrides of the recipe
@@ -64,9 +64,9 @@ def main(arguments: list[str]) -> int:
     own = OWN | {key: value for key, _, value in (text.partition("=") for text in arguments) if key in OWN}
     overrides = [text for text in arguments if text.partition("=")[0] not in OWN]
     own["model"] = own["model"] or default_model()
-    out = Path(own["out"] or RESULTS)
+    out, folder = Path(own["out"] or RESULTS), Path(own["out"] or "runs/throughput") / "rows"
     try:
-        rows = measure(own, overrides, out, lambda rows: write_report(out, rows))
+        rows = measure(own, overrides, folder, lambda rows: write_report(out, rows))
     except OneVisionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -77,21 +77,22 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(
-    own: dict[str, str], overrides: list[str], out: Path, written: Callable[[list[dict[str, Any]]], None]
+    own: dict[str, str], overrides: list[str], folder: Path, written: Callable[[list[dict[str, Any]]], None]
 ) -> list[dict[str, Any]]:
-    """The rows, one after the other; `written` hears of those that are there, should the next one never end.
+    """The rows, one after the other, with logs in `folder`; `written` hears of those that are there, should the next
+    one never end.
 
     Raises:
         InputError: an unknown row, or an override that is wrong.
     """
     rows: list[dict[str, Any]] = []
-    for name, asked in list(specifications(own, overrides, out / "rows")):
+    for name, asked in list(specifications(own, overrides, folder)):
         absent = lacks(asked)
         if absent:
             rows.append({"name": name, "what": asked["kind"], "failed": absent})
             print(f"{name}: not measured: {absent}", flush=True)
         else:
-            rows.append(measured_apart(name, asked, out / "rows", float(own["seconds"])))
+            rows.append(measured_apart(name, asked, folder, float(own["seconds"])))
         written(rows)
     return rows
 

@@ -17,23 +17,25 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.throughput.common import out_of_memory, spread
 from benchmarks.throughput.kernels import Kernel, read_kernels, summary
 from benchmarks.throughput.packs import STAGES, TEXT, Statistics, synthetic_batch
-from benchmarks.throughput.spread import spread
 from onevision.data.batch import PackedBatch
 from onevision.data.loader import PackLoader
 from onevision.data.sources import entries_of
 from onevision.errors import InputError
-from onevision.model.device import Ranks, runtime_context, set_threads, start
+from onevision.model.backend import machine_problems
+from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe
-from onevision.training.environment import environment
+from onevision.training.environment import environment, training_facts
 from onevision.training.flops import device_peak, recompute_flops, step_flops
 from onevision.training.inputs import input_paths, open_inputs
 from onevision.training.loop import build_model
 from onevision.training.metrics import memory_mb
+from onevision.training.precision import allow_tf32, precision_dtype
 from onevision.training.profiling import StepProfiler
 from onevision.training.step import StepTotals, reduce_totals
 from onevision.training.stepper import Stepper
@@ -78,18 +80,21 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         torch.OutOfMemoryError: it does not fit the device.
     """
     problems = training_problems(recipe, ranks.world_size)
+    problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
     if problems:
         raise InputError("; ".join(problems))
     recipe = _with_steps(recipe, settings)
     device = start(ranks, recipe.seed)
     threads = set_threads(recipe.train.threads, ranks.local_size)
+    allow_tf32(recipe.train.tf32)
     with runtime_context(device):
         began = time.perf_counter()
         architecture = PRESETS[recipe.model.preset]
         model = build_model(recipe, device, initialize=False)
         draw_weights(model, recipe.seed)
-        source, data, categories = _batches(recipe, settings)
+        source, data, categories = _batches(recipe, settings, device)
         stepper = Stepper(recipe, model, categories)
+        facts = training_facts(recipe, device, stepper.optimizer)
         timeline = Timeline(device)
         timeline.attach(stepper)
         built = time.perf_counter() - began
@@ -145,6 +150,7 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         "data": data,
         "layout": _layout(recipe, world),
         "environment": environment(device, world, threads, peak),
+        "facts": facts,
         "warmup": settings.warmup,
         "steps": count,
         "seconds": seconds,
@@ -184,7 +190,9 @@ def measure_first_fitting(
         layout = _layout(recipe, ranks.world_size)
         try:
             return measure_training(recipe, ranks, settings) | {"tried": [_layout(one, 1) for one in tries]}
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             line = str(error).splitlines()[0]
         if ranks.world_size > 1:
             break
@@ -214,9 +222,9 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     }
 
 
-def _batches(recipe: Recipe, settings: Settings) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _batches(recipe: Recipe, settings: Settings, device: torch.device) -> tuple[Iterator[list[PackedBatch]], str, int]:
     if settings.data == "recipe" or (settings.data == "auto" and not settings.text_only and has_packs(recipe)):
-        return _own_batches(recipe)
+        return _own_batches(recipe, device)
     known: Statistics = TEXT if settings.text_only else STAGES[recipe.stage]
     ranks = parallel_state.get_data_parallel_world_size()
     count = recipe.train.global_batch_size // (recipe.train.micro_batch_size * ranks)
@@ -244,7 +252,7 @@ def has_packs(recipe: Recipe) -> bool:
     return all(Path(path).exists() for name, path in paths.items() if name != "train.init_from")
 
 
-def _own_batches(recipe: Recipe) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _own_batches(recipe: Recipe, device: torch.device) -> tuple[Iterator[list[PackedBatch]], str, int]:
     inputs = open_inputs(replace(recipe, train=replace(recipe.train, init_from="")))
     loader = PackLoader(
         inputs.sources,
@@ -255,6 +263,8 @@ def _own_batches(recipe: Recipe) -> tuple[Iterator[list[PackedBatch]], str, int]
         micro_batch_size=recipe.train.micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
+        device=device,
+        dtype=precision_dtype(recipe.train.precision),
     )
     folders = ", ".join(entry.packs for entry in entries_of(recipe.data))
     return loader.iterate(0, recipe.train.steps), f"packs of {folders}", len(inputs.sources.categories)

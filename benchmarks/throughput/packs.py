@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 
 from onevision.data.batch import BatchLayout, Outline, PackedBatch
-from onevision.data.buffers import Buffers
 from onevision.data.tokenizer import Tokenizer
 from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE
 from onevision.planning.published import IMAGE_SHARE, SAMPLE_TOKENS
@@ -59,20 +59,21 @@ def synthetic_batch(
     random = np.random.default_rng(seed)
     special = SpecialTokens(vocab_size - 2, vocab_size - 1)
     outlines = [_outlines(statistics, sequence_length, random) for _ in range(packs)]
-    most = max(sum(sample.patches for sample in pack) for pack in outlines)
-    layout = BatchLayout(outlines, sequence_length, cast(Tokenizer, special), Buffers(packs * most, PATCH_VALUES))
+    layout = BatchLayout(outlines, sequence_length, cast(Tokenizer, special))
     for sample, room in zip(layout.samples, layout.rooms, strict=True):
         image = slice(1, 1 + sample.patches // _MERGE)
         room.ids[:] = random.integers(0, vocab_size - 2, sample.length)
         room.ids[image] = special.image_pad
         room.target[:] = True
         room.target[image] = False
-        room.patches[:] = random.random(room.patches.shape, np.float32) * 2 - 1
-    return layout.finish()
+    count = sum(sample.patches for sample in layout.samples)
+    patches = random.random((count, PATCH_VALUES), np.float32) * 2 - 1
+    return layout.finish(torch.from_numpy(patches))
 
 
 def _outlines(statistics: Statistics, sequence_length: int, random: np.random.Generator) -> list[Outline]:
-    left, samples = int(statistics.fill * sequence_length), []
+    samples: list[Outline] = []
+    left = int(statistics.fill * sequence_length)
     while left:
         drawn = statistics.tokens * np.exp(statistics.spread * random.standard_normal() - statistics.spread**2 / 2)
         length = int(min(max(drawn, _LEAST), max(sequence_length / 4, _LEAST), left))

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.throughput.common import out_of_memory, spread
 from benchmarks.throughput.packs import TEXT, synthetic_batch
-from benchmarks.throughput.spread import spread
 from onevision.data.batch import PackedBatch
 from onevision.errors import InputError
 from onevision.model.presets import PRESETS, LanguageArchitecture
@@ -155,7 +155,9 @@ def measure_first_peer(peers: Sequence[Peer]) -> dict[str, Any]:
     for peer in peers:
         try:
             return measure_peer(peer)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             line = f"{peer.name}: {str(error).splitlines()[0]}"
         print(f"does not fit: {line}", flush=True)
         gc.collect()
@@ -244,7 +246,8 @@ def register_varlen() -> None:
         dropout: float = 0.0,
         **given: Any,
     ) -> tuple[Tensor, None]:
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [1, heads, T, d] -> [T, heads, d]
+        # [1, heads, T, d] -> [T, heads, d]; under autocast norms give FP32, which flash attention does not take.
+        q, k, v = (x.squeeze(0).transpose(0, 1).to(torch.bfloat16) for x in (query, key, value))
         more: dict[str, Any] = {"enable_gqa": True} if grouped else {}
         if not grouped:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))

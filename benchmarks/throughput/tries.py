@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.here import visible_gpus
+from onevision.errors import InputError
 from onevision.recipe import Recipe, known_keys, load_recipe, recipe_dict, recipe_from
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -20,12 +23,20 @@ TRIES = (
 
 
 def default_model() -> str:
-    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU."""
-    import torch
+    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU.
 
-    if not torch.cuda.is_available():
+    Raises:
+        InputError: the driver does not say how much memory the GPU has.
+    """
+    if not visible_gpus():
         return "tiny"
-    return "1.7b" if torch.cuda.get_device_properties(0).total_memory > 70e9 else "0.6b"
+    # Not by torch, whose context would take half a GB beside the rows' own processes.
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"nvidia-smi does not tell the GPU's memory ({error}): name a preset with model=") from None
+    return "1.7b" if int(told[0]) > 70_000 else "0.6b"
 
 
 def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
@@ -64,14 +75,14 @@ def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> R
 def peer_tries(own: dict[str, str], overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The peers by name, each without recomputation and, if that does not fit, with it."""
     recipe = stage_recipe(own["model"], "stage1_5", overrides)
-    common = {
+    common: dict[str, Any] = {
         "model": recipe.model.preset,
         "sequence_length": recipe.data.sequence_length,
         "micro_batches": int(own["micro_batches"]) or recipe.train.global_batch_size,
         "warmup": int(own["warmup"]),
         "steps": int(own["steps"]),
     }
-    named = {
+    named: dict[str, dict[str, Any]] = {
         "transformers-liger-varlen": {"attention": "torch_varlen", "liger": True},
         "transformers-varlen": {"attention": "torch_varlen"},
         "transformers-liger-varlen-autocast": {"attention": "torch_varlen", "liger": True, "precision": "autocast"},

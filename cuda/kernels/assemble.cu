@@ -5,22 +5,26 @@
 namespace {
 
 constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
 constexpr int EACH = 4;  // places of a thread
 constexpr int PLACES = THREADS * EACH;
 
-// The sum of `value` over this thread and all before it; sums[THREADS - 1] is then that over all.
-__device__ int running_sum(int value, int* sums) {
-  const int own = thread_number();
-  __syncthreads();
-  sums[own] = value;
-  __syncthreads();
-  for (int reach = 1; reach < THREADS; reach *= 2) {
-    const int before = own >= reach ? sums[own - reach] : 0;
-    __syncthreads();
-    sums[own] += before;
-    __syncthreads();
+// The sum of `value` over this thread and all before it, and that over all; sums: one for each warp.
+__device__ int running_sum(int value, int* sums, int& total) {
+  const int lane = thread_number() % 32, warp = thread_number() / 32;
+  for (int reach = 1; reach < 32; reach *= 2) {
+    const int before = __shfl_up_sync(~0u, value, reach);
+    if (lane >= reach) value += before;
   }
-  return sums[own];
+  __syncthreads();  // the sums of a call before are read
+  if (lane == 31) sums[warp] = value;
+  __syncthreads();
+  total = 0;
+  for (int n = 0; n < WARPS; ++n) {
+    if (n < warp) value += sums[n];
+    total += sums[n];
+  }
+  return value;
 }
 
 // Which of ascending[first .. last] is the last not above `wanted`, counting from 0.
@@ -34,7 +38,9 @@ __device__ int64_t place_of(const OvSamples& in, int64_t pack, int64_t sample) {
 
 // One place: what it holds, and whether that is an image token.
 __device__ bool fill(const OvSamples& in, const OvBatch& out, int64_t place) {
-  const int64_t pack = place / in.sequence_length, within = place % in.sequence_length;
+  // Places are fewer than 2^31, and a division of 64 bits costs several of 32.
+  const unsigned length32 = static_cast<unsigned>(in.sequence_length);
+  const int64_t pack = static_cast<unsigned>(place) / length32, within = static_cast<unsigned>(place) % length32;
   const int64_t first = in.packs[pack], last = in.packs[pack + 1], base = in.offsets[first];
   if (first >= last || in.offsets[last] - base > in.sequence_length) __trap();
   const int64_t sample = last_not_above(in.offsets, first, last, base + within);
@@ -51,14 +57,15 @@ __device__ bool fill(const OvSamples& in, const OvBatch& out, int64_t place) {
 }
 
 __global__ void __launch_bounds__(THREADS) fill_kernel(OvSamples in, OvBatch out, int64_t total) {
-  __shared__ int sums[THREADS];
+  __shared__ int sums[WARPS];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * PLACES + thread_number();
   int images = 0;
   for (int64_t place = begin; place < begin + PLACES && place < total; place += THREADS) {
     images += fill(in, out, place);
   }
-  running_sum(images, sums);
-  if (thread_number() == 0) out.block_images[blockIdx.x] = sums[THREADS - 1];
+  int total_images;
+  running_sum(images, sums, total_images);
+  if (thread_number() == 0) out.block_images[blockIdx.x] = total_images;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * THREADS;
   for (int64_t s = static_cast<int64_t>(blockIdx.x) * THREADS + thread_number(); s <= in.sample_count; s += stride) {
     const int64_t pack = last_not_above(in.packs, 0, in.pack_count, s);
@@ -67,23 +74,23 @@ __global__ void __launch_bounds__(THREADS) fill_kernel(OvSamples in, OvBatch out
 }
 
 __global__ void __launch_bounds__(THREADS) gather_kernel(OvSamples in, OvBatch out, int64_t total) {
-  __shared__ int sums[THREADS];
+  __shared__ int sums[WARPS];
   int before = 0;  // of all blocks before this
   for (unsigned block = thread_number(); block < blockIdx.x; block += THREADS) before += out.block_images[block];
-  running_sum(before, sums);
-  before = sums[THREADS - 1];
+  running_sum(before, sums, before);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * PLACES + thread_number() * EACH;
   const int64_t end = min(begin + EACH, total);
   int own = 0;
   for (int64_t place = begin; place < end; ++place) own += out.tokens[place] == in.image_pad;
-  int64_t slot = before + running_sum(own, sums) - own;
+  int here;  // image tokens of this block
+  int64_t slot = before + running_sum(own, sums, here) - own;
   for (int64_t place = begin; place < end; ++place) {
     if (out.tokens[place] != in.image_pad) continue;
     if (slot < in.image_tokens) out.image_slots[slot] = place;
     ++slot;
   }
   if (blockIdx.x + 1 < gridDim.x) return;
-  const int64_t found = before + sums[THREADS - 1];
+  const int64_t found = before + here;
   if (thread_number() == 0) *out.image_count = found;
   for (int64_t n = found + thread_number(); n < in.image_tokens; n += THREADS) out.image_slots[n] = -1;
 }

@@ -1,91 +1,132 @@
 // Rotary embedding of packed q and k. Bound by memory: 16 bytes move at once, and an angle's sine is computed once for
-// all heads. Sums are in float32 and rounded once.
+// all heads, while the first pieces of q and k are under way. Sums are in float32 and rounded once.
 #include "device.cuh"
 
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int TOKENS = 4;  // of a block
+constexpr int TOKENS = 8;  // of a block
+constexpr int AHEAD = 2;   // pieces of q and k that a thread has under way at a time
 constexpr int MAX_HALF = 128;
 
+// WIDTH pairs of a head of one of two tensors.
 template <typename T, int WIDTH>
-__device__ void turn(const OvHeads& from, T* to, int64_t token, int head, int group, int half, const float* cosine,
-                     const float* sine) {
-  using Values = Vector<T, WIDTH>;
-  const T* source = static_cast<const T*>(from.data) + token * from.token_stride + head * from.head_stride;
-  T* target = to + (token * from.heads + head) * 2 * half;
-  const int low = group * WIDTH, high = low + half;
-  const Values a = *reinterpret_cast<const Values*>(source + low);
-  const Values b = *reinterpret_cast<const Values*>(source + high);
-  Values turned_a, turned_b;
-  for (int i = 0; i < WIDTH; ++i) {
-    const float x = to_float(a.values[i]), y = to_float(b.values[i]);
-    turned_a.values[i] = from_float<T>(x * cosine[low + i] - y * sine[low + i]);
-    turned_b.values[i] = from_float<T>(y * cosine[low + i] + x * sine[low + i]);
-  }
-  *reinterpret_cast<Values*>(target + low) = turned_a;
-  *reinterpret_cast<Values*>(target + high) = turned_b;
+struct Piece {
+  const T* from;
+  T* to;
+  int angle;  // the place of its first among the block's
+};
+
+template <typename T, int WIDTH>
+__device__ Piece<T, WIDTH> piece_of(const OvHeads& q, const OvHeads& k, T* out_q, T* out_k, int64_t first, int half,
+                                    int item) {
+  const int groups = half / WIDTH, heads = q.heads + k.heads;
+  const int group = item % groups, rest = item / groups;
+  const int head = rest % heads, row = rest / heads;
+  const bool of_q = head < q.heads;
+  const OvHeads& x = of_q ? q : k;
+  const int64_t token = first + row, own = of_q ? head : head - q.heads;
+  const T* from = static_cast<const T*>(x.data) + token * x.token_stride + own * x.head_stride + group * WIDTH;
+  T* to = (of_q ? out_q : out_k) + (token * x.heads + own) * 2 * half + group * WIDTH;
+  return {from, to, row * half + group * WIDTH};
 }
 
 template <typename T, int WIDTH>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     rotary_kernel(OvHeads q, OvHeads k, const float* angles, T* out_q, T* out_k, int64_t tokens, int half, int inverse) {
-  __shared__ float cosine[TOKENS * MAX_HALF];
-  __shared__ float sine[TOKENS * MAX_HALF];
+  using Values = Vector<T, WIDTH>;
+  using Floats = Vector<float, WIDTH>;
+  alignas(32) __shared__ float cosine[TOKENS * MAX_HALF];
+  alignas(32) __shared__ float sine[TOKENS * MAX_HALF];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * TOKENS;
   const int count = static_cast<int>(min(static_cast<int64_t>(TOKENS), tokens - first));
-  for (int i = thread_number(); i < count * half; i += THREADS) {
-    float s, c;
-    sincosf(angles[first * half + i], &s, &c);
-    cosine[i] = c;
-    sine[i] = inverse ? -s : s;
-  }
-  __syncthreads();
-  const int groups = half / WIDTH, heads = q.heads + k.heads;
-  for (int item = thread_number(); item < count * heads * groups; item += THREADS) {
-    const int group = item % groups, rest = item / groups;
-    const int head = rest % heads, row = rest / heads;
-    const float *c = cosine + row * half, *s = sine + row * half;
-    if (head < q.heads) {
-      turn<T, WIDTH>(q, out_q, first + row, head, group, half, c, s);
-    } else {
-      turn<T, WIDTH>(k, out_k, first + row, head - q.heads, group, half, c, s);
+  const int items = count * (q.heads + k.heads) * (half / WIDTH);
+  bool ready = false;  // cosine and sine
+  for (int begin = 0; begin < items; begin += AHEAD * THREADS) {
+    Piece<T, WIDTH> pieces[AHEAD];
+    Values low[AHEAD], high[AHEAD];
+    UNROLL
+    for (int i = 0; i < AHEAD; ++i) {
+      const int item = begin + i * THREADS + thread_number();
+      pieces[i] = piece_of<T, WIDTH>(q, k, out_q, out_k, first, half, min(item, items - 1));
+      low[i] = *reinterpret_cast<const Values*>(pieces[i].from);
+      high[i] = *reinterpret_cast<const Values*>(pieces[i].from + half);
+    }
+    if (!ready) {  // while the first pieces come
+      for (int i = thread_number(); i < count * half; i += THREADS) {
+        float s, c;
+        sincosf(angles[first * half + i], &s, &c);
+        cosine[i] = c;
+        sine[i] = inverse ? -s : s;
+      }
+      __syncthreads();
+      ready = true;
+    }
+    UNROLL
+    for (int i = 0; i < AHEAD; ++i) {
+      if (begin + i * THREADS + thread_number() >= items) break;
+      const Floats c = *reinterpret_cast<const Floats*>(cosine + pieces[i].angle);
+      const Floats s = *reinterpret_cast<const Floats*>(sine + pieces[i].angle);
+      Values turned_low, turned_high;
+      for (int n = 0; n < WIDTH; ++n) {
+        const float x = to_float(low[i].values[n]), y = to_float(high[i].values[n]);
+        turned_low.values[n] = from_float<T>(x * c.values[n] - y * s.values[n]);
+        turned_high.values[n] = from_float<T>(y * c.values[n] + x * s.values[n]);
+      }
+      *reinterpret_cast<Values*>(pieces[i].to) = turned_low;
+      *reinterpret_cast<Values*>(pieces[i].to + half) = turned_high;
     }
   }
 }
 
-constexpr int LANES = 32;  // angles that a block sums at once
-constexpr int PARTS = 8;   // parts of the heads that it sums apart
-
-template <typename T>
-__device__ float sum_heads(const OvHeads& x, const OvHeads& grad, int64_t token, int part, int j, int half) {
-  float sum = 0;
-  for (int head = part; head < x.heads; head += PARTS) {
-    const T* values = static_cast<const T*>(x.data) + token * x.token_stride + head * x.head_stride;
-    const T* grads = static_cast<const T*>(grad.data) + token * grad.token_stride + head * grad.head_stride;
-    sum += to_float(grads[j + half]) * to_float(values[j]) - to_float(grads[j]) * to_float(values[j + half]);
-  }
-  return sum;
-}
+constexpr int SUMMED = 4;  // tokens whose angles' gradients a block sums
 
 // The turn by an angle changes the pair at right angles to itself; in the frame of the inputs that is (-y, x).
-template <typename T>
-__global__ void __launch_bounds__(LANES* PARTS)
-    rotary_angles_kernel(OvHeads q, OvHeads k, OvHeads grad_q, OvHeads grad_k, float* out, int half) {
-  __shared__ float sums[PARTS][LANES];
-  const int64_t token = blockIdx.x;
-  const int lane = thread_number() % LANES, part = thread_number() / LANES;
-  for (int base = 0; base < half; base += LANES) {
-    const int j = base + lane;
-    if (j < half) {
-      sums[part][lane] =
-          sum_heads<T>(q, grad_q, token, part, j, half) + sum_heads<T>(k, grad_k, token, part, j, half);
+template <typename T, int WIDTH>
+__device__ void add_heads(const OvHeads& x, const OvHeads& grad, int64_t token, int head, int low, int half,
+                          float* sums) {
+  using Values = Vector<T, WIDTH>;
+  const T* values = static_cast<const T*>(x.data) + token * x.token_stride + head * x.head_stride + low;
+  const T* grads = static_cast<const T*>(grad.data) + token * grad.token_stride + head * grad.head_stride + low;
+  const Values a = *reinterpret_cast<const Values*>(values), b = *reinterpret_cast<const Values*>(values + half);
+  const Values c = *reinterpret_cast<const Values*>(grads), d = *reinterpret_cast<const Values*>(grads + half);
+  for (int n = 0; n < WIDTH; ++n) {
+    sums[n] += to_float(d.values[n]) * to_float(a.values[n]) - to_float(c.values[n]) * to_float(b.values[n]);
+  }
+}
+
+// THREADS / SUMMED threads share a token: each sums a piece of some heads, then their sums are added up.
+template <typename T, int WIDTH>
+__global__ void __launch_bounds__(THREADS) rotary_angles_kernel(OvHeads q, OvHeads k, OvHeads grad_q, OvHeads grad_k,
+                                                                float* out, int64_t tokens, int half) {
+  constexpr int SHARE = THREADS / SUMMED;
+  __shared__ float sums[THREADS * WIDTH];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * SUMMED;
+  const int lane = thread_number() % SHARE;
+  const int64_t token = first + thread_number() / SHARE;
+  const int groups = half / WIDTH;
+  const int at_once = min(groups, SHARE);  // pieces of a head
+  const int parts = SHARE / at_once;       // of the heads
+  for (int base = 0; base < groups; base += at_once) {
+    const int group = base + lane % at_once, part = lane / at_once;
+    float own[WIDTH] = {};
+    if (token < tokens && group < groups && part < parts) {
+      for (int head = part; head < q.heads; head += parts) {
+        add_heads<T, WIDTH>(q, grad_q, token, head, group * WIDTH, half, own);
+      }
+      for (int head = part; head < k.heads; head += parts) {
+        add_heads<T, WIDTH>(k, grad_k, token, head, group * WIDTH, half, own);
+      }
     }
+    for (int n = 0; n < WIDTH; ++n) sums[n * THREADS + thread_number()] = own[n];
     __syncthreads();
-    if (part == 0 && j < half) {
+    const int wide = min(at_once, groups - base) * WIDTH;
+    for (int i = thread_number(); i < SUMMED * wide; i += THREADS) {
+      const int row = i / wide, j = i % wide;
+      if (first + row >= tokens) continue;
       float sum = 0;
-      for (int p = 0; p < PARTS; ++p) sum += sums[p][lane];
-      out[token * half + j] = sum;
+      for (int p = 0; p < parts; ++p) sum += sums[j % WIDTH * THREADS + row * SHARE + p * at_once + j / WIDTH];
+      out[(first + row) * half + base * WIDTH + j] = sum;
     }
     __syncthreads();
   }
@@ -110,6 +151,21 @@ int rotary(OvHeads q, OvHeads k, const float* angles, void* out_q, void* out_k, 
   return launch_status();
 }
 
+template <typename T>
+int rotary_angles(OvHeads q, OvHeads k, OvHeads grad_q, OvHeads grad_k, float* out, int64_t tokens, int half,
+                  void* stream) {
+  constexpr int WIDE = 16 / sizeof(T);
+  const unsigned blocks = blocks_for(tokens, SUMMED);
+  bool wide = half % WIDE == 0;
+  for (const OvHeads& x : {q, k, grad_q, grad_k}) wide = wide && aligned(x, 16, sizeof(T));
+  if (wide) {
+    LAUNCH((rotary_angles_kernel<T, WIDE>), blocks, THREADS, stream, q, k, grad_q, grad_k, out, tokens, half);
+  } else {
+    LAUNCH((rotary_angles_kernel<T, 1>), blocks, THREADS, stream, q, k, grad_q, grad_k, out, tokens, half);
+  }
+  return launch_status();
+}
+
 }  // namespace
 
 OV_ROTARY(ov_rotary) {
@@ -120,11 +176,6 @@ OV_ROTARY(ov_rotary) {
 
 OV_ROTARY_ANGLES(ov_rotary_angles) {
   if (tokens == 0) return 0;
-  const unsigned blocks = static_cast<unsigned>(tokens);
-  if (dtype == OV_BFLOAT16) {
-    LAUNCH((rotary_angles_kernel<bf16>), blocks, LANES * PARTS, stream, q, k, grad_q, grad_k, out, half);
-  } else {
-    LAUNCH((rotary_angles_kernel<float>), blocks, LANES * PARTS, stream, q, k, grad_q, grad_k, out, half);
-  }
-  return launch_status();
+  return dtype == OV_BFLOAT16 ? rotary_angles<bf16>(q, k, grad_q, grad_k, out, tokens, half, stream)
+                              : rotary_angles<float>(q, k, grad_q, grad_k, out, tokens, half, stream);
 }

@@ -1,5 +1,6 @@
 // Image features into the embedded sequence, out of place, in one pass: every row of the result is copied from where it
 // comes. Slots ascend, so a row finds its feature by bisection, and the threads of a block do that for its rows at once.
+// Bound by memory: a thread has a piece of each of its block's rows under way at a time.
 #include "device.cuh"
 
 namespace {
@@ -35,10 +36,21 @@ __global__ void __launch_bounds__(THREADS)
   if (thread_number() < own) source[thread_number()] = find(slots, count, first + begin + thread_number());
   check_slots(slots, count);
   __syncthreads();
-  for (int row = 0; row < own; ++row) {
-    const P* from = source[row] < 0 ? embedded + (begin + row) * pieces : features + source[row] * pieces;
-    P* to = out + (begin + row) * pieces;
-    for (int i = thread_number(); i < pieces; i += THREADS) to[i] = from[i];
+  const P* from[ROWS];
+  for (int row = 0; row < ROWS; ++row) {
+    const int64_t feature = source[min(row, own - 1)];
+    from[row] = feature < 0 ? embedded + (begin + row) * pieces : features + feature * pieces;
+  }
+  for (int i = thread_number(); i < pieces; i += THREADS) {
+    P values[ROWS];
+    UNROLL
+    for (int row = 0; row < ROWS; ++row) {
+      if (row < own) values[row] = from[row][i];
+    }
+    UNROLL
+    for (int row = 0; row < ROWS; ++row) {
+      if (row < own) out[(begin + row) * pieces + i] = values[row];
+    }
   }
 }
 
@@ -59,11 +71,17 @@ __global__ void __launch_bounds__(THREADS)
     source[thread_number()] = here ? row : -1;
   }
   __syncthreads();
-  P* target = to_embedded ? grad_embedded : grad_features;
-  for (int n = 0; n < own; ++n) {
-    P* to = target + (begin + n) * pieces;
-    const int64_t row = source[n];
-    for (int i = thread_number(); i < pieces; i += THREADS) to[i] = row >= 0 ? grad[row * pieces + i] : P{};
+  P* target = (to_embedded ? grad_embedded : grad_features) + begin * pieces;
+  int64_t from[ROWS];
+  for (int row = 0; row < ROWS; ++row) from[row] = row < own ? source[row] : -1;
+  for (int i = thread_number(); i < pieces; i += THREADS) {
+    P values[ROWS];
+    UNROLL
+    for (int row = 0; row < ROWS; ++row) values[row] = from[row] >= 0 ? grad[from[row] * pieces + i] : P{};
+    UNROLL
+    for (int row = 0; row < ROWS; ++row) {
+      if (row < own) target[static_cast<int64_t>(row) * pieces + i] = values[row];
+    }
   }
 }
 

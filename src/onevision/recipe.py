@@ -27,6 +27,7 @@ from onevision.recipe_training import (
     OptimizerRecipe,
     ParallelRecipe,
     PerformanceRecipe,
+    ProfileRecipe,
     TrainRecipe,
     precision_problems,
 )
@@ -62,6 +63,8 @@ class DataRecipe:
     max_pixels: int = 2_560_000  # 1600 x 1600
     shard_samples: int = 10_000  # samples a tar shard
     decoder: str = "native"  # native, pillow, dali, dali_mixed: onevision.data.decode
+    resize: str = "host"  # host, or device: the GPU makes patches of decoded pixels, the same values (needs make cuda)
+    hw_decoder_load: float = 0.65  # of dali_mixed: share of the images that the GPU's JPEG hardware decodes
     verify_images: bool = False  # decode every image once on import, not only its header
     filters: str = "auto"  # of captions: all, none; auto: all for parquet and webdataset (onevision.corpus.filters)
     min_caption: int = 50  # characters
@@ -73,7 +76,9 @@ class DataRecipe:
     pack_part_samples: int = 1_000_000  # samples that are packed together; ranks share the parts
     single_file: bool = False  # packs.h5 holds its columns itself; several ranks need an h5py built with MPI for it
     workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
-    prefetch_packs: int = 16  # packs that a rank decodes ahead, rounded up to whole steps; up to 77 MB each at 8,192
+    # Packs that a rank decodes ahead, rounded up to whole steps. At 8,192 tokens up to 77 MB each of the host's memory,
+    # or on a GPU of its memory; with resize=device 39 MB of the GPU's.
+    prefetch_packs: int = 16
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     performance: PerformanceRecipe = field(default_factory=PerformanceRecipe)
+    profile: ProfileRecipe = field(default_factory=ProfileRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
@@ -152,6 +158,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.filters": ("auto", "all", "none"),
     "stage": ("stage0", "stage1", "stage1_5", "stage2"),
     "data.decoder": ("native", "pillow", "dali", "dali_mixed"),
+    "data.resize": ("host", "device"),
     "concepts.wordnet_words": ("first", "all"),
     "concepts.encoder": ("text", "clip"),
     "concepts.match": ("embedding", "substring"),
@@ -203,6 +210,8 @@ _MINIMUM: dict[str, float] = {
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
     "performance.bucket_size": 0,
+    "profile.first_step": 0,
+    "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
     "evaluation.max_new_tokens": 1,
@@ -369,7 +378,16 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         problems.append(f"data.pack_part_samples={data.pack_part_samples} must be at most {MAX_PART_SAMPLES}")
     if optimizer.min_lr > optimizer.lr:
         problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
-    shares = ("optimizer.warmup_fraction", "data.reject_threshold", "concepts.duplicate_similarity")
+    if data.decoder == "dali_mixed" and data.resize == "host":
+        problems.append("data.decoder=dali_mixed decodes on the GPU, where its pixels stay: set data.resize=device")
+    if data.decoder == "dali" and data.resize == "device":
+        problems.append("data.decoder=dali resizes on the host: set data.resize=host, or data.decoder=native")
+    shares = (
+        "optimizer.warmup_fraction",
+        "data.reject_threshold",
+        "data.hw_decoder_load",
+        "concepts.duplicate_similarity",
+    )
     for key in ("optimizer.beta1", "optimizer.beta2", *shares):
         if not 0 <= _value(recipe, key) <= 1 or (key.startswith("optimizer.beta") and _value(recipe, key) == 1):
             problems.append(f"{key}={_value(recipe, key)} is not between 0 and 1")

@@ -68,6 +68,16 @@ class PerformanceRecipe:
     bucket_size: int = 0  # parameters a bucket; 0: Megatron's choice, 40 million, or 1 million a rank if that is more
 
 
+@dataclass(frozen=True)
+class ProfileRecipe:
+    """Steps that are watched; they take longer, and no result changes. What it leaves: training/profiling.py."""
+
+    first_step: int = 0  # the first one, counted from 1; 0: none
+    steps: int = 2
+    trace: bool = True  # runs/NAME/profile/trace-rankR.json.gz
+    memory: bool = False  # runs/NAME/profile/memory-rankR.pickle, of a GPU
+
+
 TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.backend": ("auto", "transformer_engine", "torch"),

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onevision.data.batch import BatchLayout, Outline, PackedBatch
-from onevision.data.buffers import Buffers
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 from tests.fixtures import tiny_tokenizer
@@ -34,10 +33,13 @@ class Sample:
 def assemble(packs: list[list[Sample]], sequence_length: int, tokenizer: Tokenizer) -> PackedBatch:
     """The batch into whose rooms these samples were written."""
     outlines = [[Outline(s.row, s.category, len(s.ids), s.grids) for s in pack] for pack in packs]
-    layout = BatchLayout(outlines, sequence_length, tokenizer, Buffers(1000, 588))
-    for sample, room in zip((s for pack in packs for s in pack), layout.rooms, strict=True):
-        room.ids[:], room.target[:], room.patches[:] = sample.ids, sample.target, sample.patches
-    return layout.finish()
+    layout = BatchLayout(outlines, sequence_length, tokenizer)
+    samples = [sample for pack in packs for sample in pack]
+    patches = torch.from_numpy(np.concatenate([sample.patches for sample in samples]))
+    for sample, room in zip(samples, layout.rooms, strict=True):
+        room.ids[:], room.target[:] = sample.ids, sample.target
+        assert np.array_equal(patches[room.patches].numpy(), sample.patches)
+    return layout.finish(patches)
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +162,10 @@ def test_to_moves_what_is_computed_with_and_leaves_lengths_on_the_host(tokenizer
 
 def test_a_sample_that_is_left_blank_keeps_its_place_and_is_not_learned_from(tokenizer: Tokenizer) -> None:
     outlines = [Outline(7, 1, 9, ((2, 2), (2, 4))), Outline(8, 0, 4, ())]
-    layout = BatchLayout([outlines], T, tokenizer, Buffers(12, 588))
+    layout = BatchLayout([outlines], T, tokenizer)
     for room in layout.rooms:
         room.target[:] = True
-        room.patches[:] = np.nan
-        room.leave_blank(tokenizer)
-    batch = layout.finish(["the first", "the second"])
+    batch = layout.finish(torch.full((12, 588), torch.nan), {1: "the second", 0: "the first"})
     assert batch.tokens.tolist() == [tokenizer.image_pad] * 3 + [tokenizer.endoftext] * (T - 3)
     assert batch.image_slots.tolist() == [0, 1, 2] and torch.equal(batch.patches, torch.zeros(12, 588))
     assert batch.loss_mask.sum() == 0 and batch.labels.sum() == 0

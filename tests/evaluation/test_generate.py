@@ -30,7 +30,7 @@ def _model() -> OneVisionModel:
 def _prompt(rng: np.random.Generator, length: int, grids: list[tuple[int, int]]) -> Prompt:
     pads = sum(rows * columns // 4 for rows, columns in grids)
     ids = np.concatenate([rng.integers(10, 500, 3), np.full(pads, PAD), rng.integers(10, 500, length)])
-    patches = rng.standard_normal((pads * 4, 588)).astype(np.float32)
+    patches = torch.from_numpy(rng.standard_normal((pads * 4, 588)).astype(np.float32))
     return Prompt(ids, patches, np.array([(1, *grid) for grid in grids], np.int64).reshape(-1, 3))
 
 
@@ -43,7 +43,7 @@ def _alone(model: OneVisionModel, prompt: Prompt, stop: int, most: int) -> list[
                 tokens,
                 torch.arange(len(ids)),
                 torch.tensor([0, len(ids)], dtype=torch.int32),
-                torch.from_numpy(prompt.patches),
+                prompt.patches,
                 torch.from_numpy(prompt.grid_thw),
                 (tokens == PAD).nonzero().squeeze(1),
             )

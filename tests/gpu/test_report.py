@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Check, Findings, from_rows, gpu_key
+from benchmarks.gpu.external import gather
 from benchmarks.gpu.report import summary, table, write_report
 from benchmarks.gpu.runner import Ended
-from benchmarks.gpu.throughput import gather
 from benchmarks.results import Row
 from onevision.files import read_json, write_json
 from onevision.planning.hardware import GPUS, calibrated
@@ -73,29 +73,27 @@ def test_rows_of_a_benchmark_become_checks() -> None:
     assert found[0].name == "op 1: bandwidth" and found[0].note == "copy: 3000 (0.667 of it)"
 
 
-def test_rows_of_the_throughput_benchmark_become_checks(tmp_path: Path) -> None:
-    def row(name: str, speed: float, mfu: float, **values: object) -> None:
-        step = {"median": 0.1, "p10": 0.09, "p90": 0.12}
-        content = {"name": name, "tokens_per_second_per_gpu": speed, "mfu": mfu, "step_seconds": step, **values}
-        write_json(tmp_path / f"{name}.json", content)
-
-    ours = {"what": "training", "stage": "stage1_5", "model": "1.7b"}
-    row("stage1_5", 9000.0, 0.41, **ours, memory={"allocated_gb": 61.0}, hfu=0.5)
-    row("language", 12000.0, 0.5, **ours, text_only=True)
-    row("transformers-sdpa", 8000.0, 0.3, what="transformers-sdpa")
-    lacking = {"name": "flash", "what": "peer", "failed": "InputError: flash: flash_attn not installed (peers.py:73)"}
-    write_json(tmp_path / "flash.json", lacking)
-    write_json(tmp_path / "broken.json", {"name": "broken", "what": "peer", "failed": "ValueError: no"})
-    write_json(tmp_path / "next.asked.json", {"kind": "training"})
+def test_what_a_benchmark_could_not_measure_is_absent_or_broken(tmp_path: Path) -> None:
+    row = vars(Row("a", "speed", 2.0, "x", "b", 1.0, ">= 1x", True)) | {"ratio": 2.0}
+    content = {
+        "rows": [row],
+        "not_checked": {"liger": "liger_kernel not installed", "sdpa": "ValueError: no (peers.py:3)"},
+        "measured": {"gemm": 0.7},
+        "hardware": {"failures": {"rotary": "Traceback\nRuntimeError: wrong"}},
+    }
+    write_json(tmp_path / "some.json", content)
+    (tmp_path / "half.json").write_text("{")
+    write_json(tmp_path / "other.json", {"traceEvents": []})
     findings = Findings(tmp_path / "findings" / "findings.json")
     gather(findings, tmp_path)
-    checks = {check.name: check for check in findings.checks}
-    assert checks["stage1_5, 1.7b: MFU"].outcome == MISSED
-    assert "9,000 tokens/s, 100 ms a step" in checks["stage1_5, 1.7b: MFU"].note
-    assert checks["language, 1.7b: MFU"].outcome == FACT
-    assert (checks["flash"].outcome, checks["broken"].outcome) == (UNCHECKED, FAILED)
-    assert checks["ours beside transformers-sdpa"].value == pytest.approx(1.5)
-    assert len(checks) == 6
+    outcomes = {check.name: (check.outcome, check.note) for check in findings.checks}
+    assert outcomes == {
+        "a: speed": (MET, "b: 1 (2 of it)"),
+        "liger": (UNCHECKED, "liger_kernel not installed"),
+        "sdpa": (FAILED, "ValueError: no (peers.py:3)"),
+        "rotary": (FAILED, "RuntimeError: wrong"),
+    }
+    assert findings.measured == {"gemm": 0.7} and findings.facts["some"]["rows"] == [row]
 
 
 @pytest.mark.parametrize(

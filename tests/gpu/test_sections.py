@@ -12,8 +12,11 @@ from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Findings
 from benchmarks.gpu.parity import EQUAL, difference, relative, smoothed
 from benchmarks.gpu.runner import Section, run_section
 
-PARITY = {"preset": "tiny", "steps": "6", "short": "4", "sequence_length": "512", "share": "0.03", "workers": "0"}
+PARITY = {"preset": "tiny", "steps": "6", "short": "4", "sequence_length": "512", "share": "0.03"}
+HERE = {"workers": "0", "threads": "1"}
 TESTS = """
+import os, signal
+
 import pytest
 
 def test_passes():
@@ -25,15 +28,21 @@ def test_fails():
 def test_breaks():
     raise ValueError("a value")
 
+def test_kills():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
 def test_skips():
     pytest.skip("no part of this GPU")
+
+def test_passes_too():
+    pass
 """
 
 
 def test_training_in_bf16_against_fp32_and_over_a_checkpoint(tmp_path: Path) -> None:
-    section = Section("parity", "benchmarks.gpu.parity", 60, 250, PARITY)
+    section = Section("parity", "benchmarks.gpu.parity", 60, 280, PARITY | HERE)
     with (tmp_path / "log").open("w") as log:
-        ended = run_section(section, tmp_path, 250, log, print)
+        ended = run_section(section, tmp_path, 280, log, print)
     checks = {check.name: check for check in ended.findings.checks}
     assert not [check for check in checks.values() if check.outcome == FAILED], (tmp_path / "log").read_text()
     parity = checks["bf16 against fp32: largest difference of the loss"]
@@ -59,25 +68,33 @@ def test_every_test_that_does_not_pass_is_told(tmp_path: Path) -> None:
     findings = Findings(tmp_path / "findings.json")
     correctness.check(findings, tmp_path, mark="not other", folders=str(tmp_path))
     first, *others = findings.checks
-    assert (first.outcome, first.value) == (MISSED, 2) and first.note.startswith("1 passed, 2 failed, 1 skipped")
+    assert (first.outcome, first.value) == (MISSED, 3) and first.note.startswith("2 passed, 3 failed, 1 skipped")
     assert {check.name.rpartition("::")[2]: check.outcome for check in others} == {
-        "test_fails": FAILED, "test_breaks": FAILED, "1 tests": UNCHECKED
+        "test_fails": FAILED, "test_breaks": FAILED, "test_kills": FAILED, "1 tests": UNCHECKED
     }
     notes = {check.name.rpartition("::")[2]: check.note for check in others}
-    assert notes["test_fails"].startswith("assert (1 + 1) == 3") and "test_some.py:8" in notes["test_fails"]
-    assert notes["test_breaks"].startswith("ValueError: a value")
+    assert notes["test_fails"] == "assert (1 + 1) == 3 (test_some.py:10)"
+    assert notes["test_breaks"] == "ValueError: a value (test_some.py:13)"
+    assert notes["test_kills"] == "the process died by SIGSEGV"
     assert notes["1 tests"] == "no part of this GPU"
 
 
-def test_tests_that_cannot_be_read_are_told_and_none_is_nothing_checked(tmp_path: Path) -> None:
-    (tmp_path / "test_broken.py").write_text("import no_such_package\n")
+def test_a_file_that_cannot_be_read_is_told_and_none_is_nothing_checked(tmp_path: Path) -> None:
+    file, scratch = tmp_path / "test_broken.py", tmp_path / "scratch"
+    file.write_text("import onevision.no_such_module\n")
     findings = Findings(tmp_path / "findings.json")
     correctness.check(findings, tmp_path, mark="not other", folders=str(tmp_path))
     assert findings.checks[0].outcome == MISSED
-    assert "no_such_package" in findings.checks[1].note
-    (tmp_path / "test_broken.py").write_text("def test_passes(): pass\n")
+    assert "onevision.no_such_module" in findings.checks[1].note
+    scratch.mkdir()
+    file.write_text("import no_such_package\n")
+    correctness.check(findings, scratch, mark="not other", folders=str(tmp_path))
+    assert [check.outcome for check in findings.checks] == [UNCHECKED]
+    assert "no_such_package" in findings.checks[0].note
+    file.write_text("def test_passes(): pass\n")
+    (scratch / "tests.jsonl").unlink()
     with pytest.raises(NotChecked, match="is marked other"):
-        correctness.check(Findings(tmp_path / "findings.json"), tmp_path, mark="other", folders=str(tmp_path))
+        correctness.check(Findings(tmp_path / "findings.json"), scratch, mark="other", folders=str(tmp_path))
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")

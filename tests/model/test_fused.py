@@ -28,7 +28,9 @@ def check(ours: Tensor, inputs: list[Tensor], reference: Tensor, exact: list[Ten
     pairs = [(ours, reference), *((x.grad, y.grad) for x, y in zip(inputs, exact, strict=True))]
     for found, expected in pairs:
         assert found is not None and expected is not None and found.shape == expected.shape
-        off = (found.double() - expected).norm() / expected.norm()
+        # A single token's attention has no gradient at q and k: what is zero is compared with the largest of all.
+        scale = max(expected.norm(), 1e-3 * reference.norm())
+        off = (found.double() - expected).norm() / scale
         assert off < NEAR[found.dtype], f"{tuple(found.shape)}: {off:.1e}"
 
 
@@ -81,22 +83,18 @@ def test_activations(rows: int, width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "groups", "width"), [(16, 8, 128), (16, 16, 64), (6, 2, 128)])
-@pytest.mark.parametrize("lengths", [[1], [3, 500, 1, 77], [64] * 20])
+@pytest.mark.parametrize("lengths", [[1], [3, 500, 1, 77], [64] * 20, [1, 2, 3, 1025]])
 def test_attention(lengths: list[int], heads: int, groups: int, width: int, causal: bool) -> None:
-    """All implementations that a GPU may take, against the scaled dot product in float64."""
+    """Attention over segments of any lengths against the scaled dot product in float64, a length at a time."""
     total = sum(lengths)
     query = drawn(total, heads, width, dtype=torch.bfloat16)
     key, value = (drawn(total, groups, width, dtype=torch.bfloat16, seed=seed) for seed in (1, 2))
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     params = segment_params(bounds, query.device)
-    chosen = attention_for(query)
-    assert chosen is not grouped
-    for attend in {flash, chosen}:
-        for x in (query, key, value):
-            x.grad = None
-        exact = exactly([query, key, value])
-        reference = grouped(*exact, params, causal, width**-0.5)
-        check(attend(query, key, value, params, causal, width**-0.5), [query, key, value], reference, exact)
+    assert attention_for(query) is flash
+    exact = exactly([query, key, value])
+    reference = grouped(*exact, params, causal, width**-0.5)
+    check(flash(query, key, value, params, causal, width**-0.5), [query, key, value], reference, exact)
 
 
 @pytest.mark.parametrize("rows", [7, 64, 2048])

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onevision.data.batch import BatchLayout, Outline, PackedBatch
-from onevision.data.buffers import Buffers
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 from onevision.ops.assemble import Assembled, assemble
@@ -43,10 +42,10 @@ def by_layout(packs: list[list[int]], made: tuple[torch.Tensor, ...], tokenizer:
     patches = 4 * int((ids == tokenizer.image_pad).sum())
     outlines = [[Outline(0, 0, length, ()) for length in pack] for pack in packs]
     outlines[0][0] = Outline(0, 0, packs[0][0], ((2, patches // 2),))
-    layout = BatchLayout(outlines, T, tokenizer, Buffers(max(patches, 1), 588))
+    layout = BatchLayout(outlines, T, tokenizer)
     for room, first, last in zip(layout.rooms, samples[:-1], samples[1:], strict=True):
         room.ids[:], room.target[:] = ids[first:last], target[first:last]
-    return layout.finish()
+    return layout.finish(torch.zeros(patches, 588))
 
 
 def run(place: Place, made: tuple[torch.Tensor, ...], tokenizer: Tokenizer, image_tokens: int) -> Assembled:

@@ -11,7 +11,10 @@ import pytest
 from onevision.corpus.build import build_corpus
 from onevision.packing.build import build_packs
 from onevision.recipe import Recipe, recipe_from
+from tests.data.conftest import ops
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
+
+__all__ = ["data_values", "make_recipe", "ops", "recipe_values"]
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,7 @@ def recipe_values(data_values: dict[str, Any]) -> Callable[..., Recipe]:
             "checkpoint": {"interval": 2, "keep": 3},
         }
         for key, value in changes.items():
-            if key in values or key in ("stage", "seed", "evaluation", "parallel", "performance"):
+            if key in values or key in ("stage", "seed", "evaluation", "parallel", "performance", "profile"):
                 values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
             else:
                 train[key] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -127,6 +128,16 @@ def test_another_recipe_in_the_same_folder_is_refused(make_recipe: MakeRecipe) -
     train(make_recipe(steps=2))
     with pytest.raises(InputError, match=r"optimizer\.lr=0\.002 \(was 0\.001\).*choose another output"):
         train(make_recipe(steps=2, optimizer={"lr": 2e-3}))
+
+
+@pytest.mark.usefixtures("ops")
+def test_patches_made_on_the_device_change_no_result(make_recipe: MakeRecipe) -> None:
+    host, device = make_recipe("host", steps=3), make_recipe("device", steps=3)
+    device = replace(device, data=replace(device.data, resize="device"))
+    assert deciding_values(device) == deciding_values(host)
+    train(host)
+    train(device)
+    assert curve(device.output) == curve(host.output)
 
 
 def test_a_checkpoint_of_another_size_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:

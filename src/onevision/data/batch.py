@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onevision.data.buffers import Buffers
 from onevision.data.image import MERGE
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
@@ -32,7 +31,7 @@ class PackedBatch:
     labels: torch.Tensor  # int64 [T]: tokens[i + 1] where loss_mask[i] is 1, else 0
     loss_mask: torch.Tensor  # float32 [T]: 1 where tokens[i + 1] is a target of the same sample
     position_ids: torch.Tensor  # int64 [T]
-    patches: torch.Tensor  # float32 [P, 588]
+    patches: torch.Tensor  # [P, 588]; float32, or of the dtype in which a device made them
     image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
     # These stay in the host's memory.
     target_rows: torch.Tensor  # int64 [N]: where loss_mask is 1
@@ -47,7 +46,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch with the fields of `MOVED` on `device`; from pinned memory the copies do not make the host wait."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in MOVED})
+        ahead = device.type != "cpu"  # a copy to the host must be whole before anyone reads it
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=ahead) for name in MOVED})
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,19 @@ class Outline:
 
 @dataclass(frozen=True)
 class Room:
-    """Where a sample of L tokens and p patches is written: views into the batch, of content that is still unknown."""
+    """Where a sample of L tokens is written: views into the batch, of content that is still unknown."""
 
     ids: NDArray[np.int64]  # [L]
     target: NDArray[np.bool_]  # [L], true on the tokens that are learned
-    patches: NDArray[np.float32]  # [p, 588], of all its images
-
-    def leave_blank(self, tokenizer: Tokenizer) -> None:
-        """Make it a sample that teaches nothing: as many image tokens as it has patches for, then filling; patches of
-        zeros, no target.
-        """
-        image_tokens = len(self.patches) // MERGE**2
-        self.ids[:image_tokens] = tokenizer.image_pad
-        self.ids[image_tokens:] = tokenizer.endoftext
-        self.target[:] = False
-        self.patches[:] = 0
+    patches: slice  # its rows among the patches of the batch
 
 
 class BatchLayout:
-    """A batch that is being filled. Every sample is written straight into its place, `rooms[s]`, and then `finish`
-    makes the batch: nothing is gathered and copied. `patches` [P, 588] has those of all rooms, one after the other.
+    """A batch that is being filled. The tokens of every sample are written straight into their place, `rooms[s]`; then
+    `finish` makes the batch, of these and of the patches of all samples, one after the other.
     """
 
-    def __init__(
-        self, packs: Sequence[Sequence[Outline]], sequence_length: int, tokenizer: Tokenizer, buffers: Buffers
-    ) -> None:
-        """`buffers` has the memory of the patches, arrays of 588 columns."""
+    def __init__(self, packs: Sequence[Sequence[Outline]], sequence_length: int, tokenizer: Tokenizer) -> None:
         self.samples = [sample for pack in packs for sample in pack]
         self._tokenizer = tokenizer
         total = len(packs) * sequence_length
@@ -100,31 +87,38 @@ class BatchLayout:
         self.rooms: list[Room] = []
         self._tokens = np.full(total, tokenizer.endoftext, np.int64)
         self._target = np.zeros(total + 1, bool)
-        self.patches = buffers.take(sum(sample.patches for sample in self.samples))
         first = 0
         for number, pack in enumerate(packs):
             start = number * sequence_length
             for sample in pack:
                 span, own = slice(start, start + sample.length), slice(first, first + sample.patches)
-                self.rooms.append(Room(self._tokens[span], self._target[span], self.patches[own]))
+                self.rooms.append(Room(self._tokens[span], self._target[span], own))
                 starts.append(start)
                 start, first = span.stop, own.stop
         self._start = np.array(starts, np.int64)
 
-    def finish(self, skipped: Sequence[str] = ()) -> PackedBatch:
-        """The batch, once every room is filled; `skipped` has a line for each sample that was left blank.
+    def finish(self, patches: torch.Tensor, skipped: Mapping[int, str] | None = None) -> PackedBatch:
+        """The batch, once every room is filled.
+
+        Args:
+            patches: [P, 588] of all samples.
+            skipped: a line for each sample that cannot be used, by its number in the batch. It is made to teach
+                nothing: as many image tokens as it has patches for, then filling; patches of zeros, no target.
 
         Raises:
             DataError: image tokens and patches do not match.
         """
+        skipped = skipped or {}
+        for number in skipped:
+            self._leave_blank(self.rooms[number], patches)
         tokens, start, samples = self._tokens, self._start, self.samples
         total = len(tokens)
         self._target[start] = False  # the first token of a sample follows another sample
         learned = self._target[1:]
         image_slots = np.flatnonzero(tokens == self._tokenizer.image_pad)
-        if len(image_slots) * MERGE**2 != len(self.patches):
+        if len(image_slots) * MERGE**2 != len(patches):
             ids = [sample.sample_id for sample in samples]
-            raise DataError(f"samples {ids} have {len(image_slots)} image tokens for {len(self.patches)} patches")
+            raise DataError(f"samples {ids} have {len(image_slots)} image tokens for {len(patches)} patches")
         labels = np.zeros(total, np.int64)
         labels[:-1][learned[:-1]] = tokens[1:][learned[:-1]]
         cu_seqlens = np.append(start, total)
@@ -137,7 +131,7 @@ class BatchLayout:
             target_rows=torch.from_numpy(np.flatnonzero(learned)),
             position_ids=torch.from_numpy(np.arange(total) - np.repeat(start, np.diff(cu_seqlens))),
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-            patches=torch.from_numpy(self.patches),
+            patches=patches,
             grid_thw=torch.from_numpy(np.array(grids, np.int64).reshape(-1, 3)),
             image_slots=torch.from_numpy(image_slots),
             segment_category=torch.tensor([sample.category for sample in samples]),
@@ -145,5 +139,12 @@ class BatchLayout:
             sample_lengths=torch.from_numpy(lengths),
             real_tokens=int(lengths.sum()),
             skipped=len(skipped),
-            notes=tuple(skipped),
+            notes=tuple(skipped[number] for number in sorted(skipped)),
         )
+
+    def _leave_blank(self, room: Room, patches: torch.Tensor) -> None:
+        patches[room.patches] = 0
+        image_tokens = (room.patches.stop - room.patches.start) // MERGE**2
+        room.ids[:image_tokens] = self._tokenizer.image_pad
+        room.ids[image_tokens:] = self._tokenizer.endoftext
+        room.target[:] = False

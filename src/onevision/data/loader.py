@@ -3,7 +3,7 @@
 So there is no loader state: to resume is to begin at another step, and on another number of ranks a step
 still reads the same packs. Threads decode ahead, not the worker processes of Grain or torch's DataLoader: image
 decoders, NumPy and the system's reads work without the interpreter's lock, and a batch of some 50 MB need not be sent
-from one process to another.
+from one process to another. For a GPU they also send each batch there, ahead of its step (`onevision.data.staging`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from onevision.corpus.reader import CorpusReader, DamagedSample, Entry
 from onevision.data.batch import BatchLayout, Outline, PackedBatch, Room
-from onevision.data.buffers import Buffers
-from onevision.data.decode import image_decoder
-from onevision.data.image import MERGE, PATCH_VALUES, patch_grid
+from onevision.data.image import MERGE, patch_grid
 from onevision.data.mixture import Mixture
+from onevision.data.patcher import image_patcher
 from onevision.data.schedule import PATCH_COST, deal
 from onevision.data.sources import Sources
+from onevision.data.staging import Staged, Staging
 from onevision.data.template import encode
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError, InputError
@@ -30,6 +32,7 @@ RECENT = 1_000  # samples whose damaged ones are counted against data.reject_thr
 FEW = 10  # damaged samples among them that are always borne
 
 log = logging.getLogger(__name__)
+CPU = torch.device("cpu")
 MicroBatch = list[tuple[int, int]]  # source and pack of each of its packs
 
 
@@ -47,11 +50,18 @@ class PackLoader:
         micro_batch_size: int,
         dp_rank: int = 0,
         dp_size: int = 1,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Check that the parts belong together.
 
+        Args:
+            device: where batches are handed over (the fields of `onevision.data.batch.MOVED`).
+            dtype: of the patches where that device makes them; the model's.
+
         Raises:
-            InputError: packs were made for another corpus, tokenizer or recipe, or sizes do not divide.
+            InputError: packs were made for another corpus, tokenizer or recipe, or sizes do not divide; or the decoder
+                or the ops that the recipe asks for are not there.
         """
         sources.check(data, tokenizer)
         if not 0 <= dp_rank < dp_size:
@@ -66,8 +76,8 @@ class PackLoader:
         self.mixture = Mixture(packs, rates, seed)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
-        self.decoder = image_decoder(data.decoder)
-        self._buffers = Buffers(micro_batch_size * data.sequence_length * MERGE**2, PATCH_VALUES)
+        self.patcher = image_patcher(data, device, dtype, micro_batch_size)
+        self._staging = Staging(device)
         self._noted: set[str] = set()
 
     def batches(self, step: int) -> list[PackedBatch]:
@@ -78,7 +88,7 @@ class PackLoader:
         Raises:
             DataError: a shard is missing or cannot be read, or the index is not that of the shards.
         """
-        return [self._batch(packs) for packs in self._micro_batches(step)]
+        return [self._staging.receive(self._staged(packs)) for packs in self._micro_batches(step)]
 
     def iterate(self, first_step: int, last_step: int) -> Iterator[list[PackedBatch]]:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
@@ -117,15 +127,15 @@ class PackLoader:
             yield from map(self.batches, steps)
             return
         steps_ahead = -(-self.data.prefetch_packs * self.dp_size // self.global_batch_size)
-        ahead: deque[list[Future[PackedBatch]]] = deque()
+        ahead: deque[list[Future[Staged]]] = deque()
         with ThreadPoolExecutor(self.data.workers, thread_name_prefix="loader") as pool:
             try:
                 for step in steps:
-                    ahead.append([pool.submit(self._batch, packs) for packs in self._micro_batches(step)])
+                    ahead.append([pool.submit(self._staged, packs) for packs in self._micro_batches(step)])
                     if len(ahead) > steps_ahead:
-                        yield [batch.result() for batch in ahead.popleft()]
+                        yield [self._staging.receive(batch.result()) for batch in ahead.popleft()]
                 while ahead:
-                    yield [batch.result() for batch in ahead.popleft()]
+                    yield [self._staging.receive(batch.result()) for batch in ahead.popleft()]
             finally:  # also when the training stops for a signal or an error
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -135,10 +145,13 @@ class PackLoader:
         pairs = list(zip(source[mine].tolist(), pack[mine].tolist(), strict=True))
         return [pairs[first : first + self.micro_batch_size] for first in range(0, len(pairs), self.micro_batch_size)]
 
+    def _staged(self, packs: MicroBatch) -> Staged:
+        return self._staging.send(lambda: self._batch(packs))
+
     def _batch(self, packs: MicroBatch) -> PackedBatch:
         entries = [self._entries(*pack) for pack in packs]
         outlines = [[self._outline(source, entry) for source, entry in pack] for pack in entries]
-        layout = BatchLayout(outlines, self.data.sequence_length, self.tokenizer, self._buffers)
+        layout = BatchLayout(outlines, self.data.sequence_length, self.tokenizer)
         samples = [sample for pack in entries for sample in pack]
         damage: dict[int, str] = {}  # by the sample's number in the batch
         images: list[bytes] = []
@@ -151,14 +164,13 @@ class PackLoader:
                 damage[number] = error.detail
                 images += [b""] * len(outline.grids)
             owners += [number] * len(outline.grids)
+        sizes = [size for _, entry in samples for size in entry.sizes]
         grids = [grid for outline in layout.samples for grid in outline.grids]
-        errors = self.decoder.patches(images, grids, layout.patches)
+        patches, errors = self.patcher.make(images, sizes, grids)
         for number, found in zip(owners, errors, strict=True):
             if found is not None:
                 damage.setdefault(number, str(found))
-        for number in damage:
-            layout.rooms[number].leave_blank(self.tokenizer)
-        return layout.finish([self._note(*samples[number], damage[number]) for number in sorted(damage)])
+        return layout.finish(patches, {number: self._note(*samples[number], found) for number, found in damage.items()})
 
     def _note(self, source: int, entry: Entry, found: str) -> str:
         corpus = self.sources.sources[source].corpus

@@ -14,14 +14,14 @@ import numpy as np
 
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Message
-from onevision.data.decode import ImageDecoder, image_decoder
 from onevision.data.image import patch_grid
+from onevision.data.patcher import Patcher, image_patcher
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.evaluation.generate import Prompt, generate
 from onevision.fingerprint import value_digest
 from onevision.model.device import Ranks, runtime_context, set_threads, start
-from onevision.model.presets import PATCH_VALUES, PRESETS
+from onevision.model.presets import PRESETS
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe, Recipe
 from onevision.steps import StepResult, run_step
@@ -71,7 +71,7 @@ def normalise(answer: str) -> str:
 
 
 def prompt(
-    question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data: DataRecipe, decoder: ImageDecoder
+    question: Question, corpus: CorpusReader, tokenizer: Tokenizer, data: DataRecipe, patcher: Patcher
 ) -> Prompt:
     """The question as the model is asked it.
 
@@ -82,10 +82,11 @@ def prompt(
     used = sum(part.type == "image" for message in question.messages for part in message.content)
     images = corpus.record(question.row).images[:used]
     first = index.image_start[question.row]
-    sizes = zip(index.image_width[first : first + used], index.image_height[first : first + used], strict=True)
-    grids = [patch_grid(int(width), int(height), data.min_pixels, data.max_pixels) for width, height in sizes]
-    patches = np.zeros((sum(height * width for height, width in grids), PATCH_VALUES), np.float32)
-    if error := next(filter(None, decoder.patches(images, grids, patches)), None):
+    widths, heights = (column[first : first + used].tolist() for column in (index.image_width, index.image_height))
+    sizes = list(zip(widths, heights, strict=True))
+    grids = [patch_grid(*size, data.min_pixels, data.max_pixels) for size in sizes]
+    patches, errors = patcher.make(images, sizes, grids)
+    if error := next(filter(None, errors), None):
         raise error
     return Prompt(
         encode_prompt(question.messages, tokenizer, [height * width // 4 for height, width in grids]),
@@ -133,7 +134,6 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         InputError: corpus, tokenizer or checkpoint is missing or of another size.
     """
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
-    decoder = image_decoder(recipe.data.decoder)
     folder, content = checkpoint_files.find(checkpoint_path)
     checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
     # Prompts have any number of tokens, which FP8 products do not take.
@@ -154,9 +154,10 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         with runtime_context(device):
             model = build_model(replace(recipe, train=replace(recipe.train, precision=precision)), device)
             checkpoint.load_model(folder, content, model)
+        patcher = image_patcher(recipe.data, device, model.config.params_dtype)
         model.eval()
         asked = questions(corpus)
-        prompts = (prompt(question, corpus, tokenizer, recipe.data, decoder) for question in asked)
+        prompts = (prompt(question, corpus, tokenizer, recipe.data, patcher) for question in asked)
         right: Counter[str] = Counter()
         with (
             (temporary / "answers.jsonl").open("w", encoding="utf-8") as file,

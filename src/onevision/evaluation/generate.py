@@ -16,7 +16,7 @@ class Prompt:
     """Token ids int64 [L] that end where the answer begins, and the images they speak of, in order."""
 
     ids: np.ndarray
-    patches: np.ndarray  # float32 [P, 588] of all its images
+    patches: torch.Tensor  # [P, 588] of all its images
     grid_thw: np.ndarray  # int64 [I, 3]
 
 
@@ -49,7 +49,7 @@ def _answer(
 ) -> list[list[int]]:
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    patches = torch.from_numpy(np.concatenate([prompt.patches for prompt in prompts])).to(device, dtype)
+    patches = torch.cat([prompt.patches for prompt in prompts]).to(device, dtype)
     grid_thw = torch.from_numpy(np.concatenate([prompt.grid_thw for prompt in prompts])).to(device)
     images = model.image_tokens(patches, grid_thw) if len(grid_thw) else None
     # Rows of `images` that belong to each prompt, so that a finished prompt takes its images along when it leaves.

@@ -1,7 +1,7 @@
 """Attention over packed segments with PyTorch's kernels: a segment sees itself and nothing else.
 
-On a GPU in BF16 it is cuDNN's attention (Hopper and later) or PyTorch's flash attention, for segments of any lengths.
-Elsewhere segments of equal length are computed as one batch of the scaled dot product. None of them has a mask or padding: what one sample computes cannot depend
+On a GPU in BF16 it is PyTorch's flash attention for segments of any lengths. Elsewhere segments of equal length are
+computed as one batch of the scaled dot product. Neither has a mask or padding: what one sample computes cannot depend
 on another, and the gradient across samples is exactly zero.
 """
 
@@ -23,8 +23,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from onevision.model.rotary import rotate
-
-SEGMENTS, LENGTHS = 16, 512  # multiples that cuDNN sees
 
 Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -63,16 +61,6 @@ class SegmentParams(PackedSeqParams):
         values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
         groups = tuple(zip(counts.tolist(), values.tolist(), strict=True))
         return LengthGroups(order.to(device), torch.argsort(order).to(device), groups)
-
-    @cached_property
-    def padded(self) -> tuple[Tensor, int]:
-        """cu_seqlens with empty segments at its end, and a longest length, both rounded up: cuDNN prepares itself for
-        each pair of numbers that it sees, which takes longer than the attention."""
-        assert self.lengths is not None
-        bounds = F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
-        bounds = F.pad(bounds, (0, -len(self.lengths) % SEGMENTS), value=int(bounds[-1]))
-        longest = -(-int(self.lengths.max()) // LENGTHS) * LENGTHS
-        return to_device(bounds, self.cu_seqlens_q.device), longest
 
 
 def segment_params(cu_seqlens: Tensor, device: torch.device) -> SegmentParams:
@@ -164,19 +152,8 @@ class SegmentAttention(MegatronModule):
 
 
 def attention_for(query: Tensor) -> Callable[..., Tensor]:
-    """The fastest attention there is for packed tensors like this."""
-    if not query.is_cuda or query.dtype != torch.bfloat16:
-        return grouped
-    return cudnn if torch.cuda.get_device_capability(query.device) >= (9, 0) else flash
-
-
-def cudnn(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, causal: bool, scale: float) -> Tensor:
-    """Attention output [T, h*d] by cuDNN, for FP16 and BF16 on a GPU."""
-    bounds, longest = params.padded
-    output = torch.ops.aten._cudnn_attention_forward(
-        query, key, value, None, bounds, bounds, longest, longest, True, 0.0, causal, False, scale=scale
-    )[0]
-    return output.flatten(1)
+    """The attention for packed tensors like this."""
+    return flash if query.is_cuda and query.dtype == torch.bfloat16 else grouped
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, causal: bool, scale: float) -> Tensor:

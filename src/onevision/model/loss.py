@@ -59,8 +59,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         on_gpu = hidden.is_cuda
         of_rows, of_logits = (_compiled["statistics"], _compiled["gradient"]) if on_gpu else (statistics, gradient)
-        shared = group is not None and group.size() > 1
-        first = group.rank() * weight.shape[0] if shared else 0
+        shared = group if group is not None and group.size() > 1 else None
+        first = shared.rank() * weight.shape[0] if shared is not None else 0
         wants_hidden, wants_weight = (learning and needed for needed in ctx.needs_input_grad[:2])
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -70,11 +70,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             inputs, wanted = hidden[part], labels[part]
             logits = inputs @ weight.t()
             log_sum, at_label = of_rows(logits, wanted, first)
-            if shared:
-                sums = [torch.empty_like(log_sum) for _ in range(group.size())]
-                dist.all_gather(sums, log_sum, group=group)
+            if shared is not None:
+                sums = [torch.empty_like(log_sum) for _ in range(shared.size())]
+                dist.all_gather(sums, log_sum, group=shared)
                 log_sum = torch.logsumexp(torch.stack(sums), dim=0)
-                dist.all_reduce(at_label, group=group)
+                dist.all_reduce(at_label, group=shared)
             losses[part] = log_sum - at_label
             if not (wants_hidden or wants_weight):
                 continue
@@ -83,8 +83,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.matmul(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 add_product(grad_weight, logits, inputs)
-        if shared and grad_hidden is not None:
-            dist.all_reduce(grad_hidden, group=group)
+        if shared is not None and grad_hidden is not None:
+            dist.all_reduce(grad_hidden, group=shared)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight = weight
         ctx.into_main_grad = into_main_grad

@@ -71,8 +71,8 @@ class OneVisionModel(MegatronModule):
 
         tokens, position_ids, labels: int64 [T]; cu_seqlens int32 [S+1]; patches [P, 588]; grid_thw int64 [I, 3];
         image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens, grid_thw and
-        target_rows lie on the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being computed from the
-        patches (generation asks for the same images many times).
+        target_rows lie on the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given instead of being
+        computed from the patches (generation asks for the same images many times).
 
         The loss is its sum over `target_rows` (int64 [N]; all rows where it is not given), float32, and that of each of
         them, float32 [N], which has no gradient. The head is not computed for other rows.

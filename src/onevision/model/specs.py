@@ -112,6 +112,7 @@ def block_spec(
     fused = modules.norm_linear is not None
     column = modules.norm_linear or modules.column_linear
     head_norm = modules.norm if qk_norm else IdentityOp
+    linears = MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -129,7 +130,7 @@ def block_spec(
             ),
             self_attn_bda=modules.bias_add,
             pre_mlp_layernorm=IdentityOp if fused else modules.norm,
-            mlp=ModuleSpec(module=modules.mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)),
+            mlp=ModuleSpec(module=modules.mlp, submodules=linears),
             mlp_bda=modules.bias_add,
             sharded_state_dict_keys_map={}
             if fused

@@ -28,7 +28,11 @@ TARGET = "0x020a000000000000"  # of the stable ABI: PyTorch 2.10 and all later o
 GXX = ("g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
 NVCC = ("nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Werror=all-warnings", "-fmad=false", "-Xptxas=-v", "-t2")
 # What is undefined in C++ ends the process.
-EMULATE = (*GXX, "-DONEVISION_EMULATED", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-x", "c++")
+EMULATE = (
+    *GXX, "-DONEVISION_EMULATED", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error",
+    "-fno-strict-aliasing",  # nvcc's rule: kernels move values of all types as words
+    "-x", "c++",
+)
 TORCH = ("torch_cpu", "torch_cuda")
 
 

@@ -35,6 +35,7 @@ from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
 from onevision.training.precision import allow_tf32, precision_dtype
+from onevision.training.profiling import StepProfiler
 from onevision.training.run import lock_run, open_run
 from onevision.training.step import reduce_totals, refuse_divergence
 from onevision.training.stepper import Stepper
@@ -170,14 +171,26 @@ def train(
                 micro_batch_size=settings.micro_batch_size,
                 dp_rank=parallel_state.get_data_parallel_rank(),
                 dp_size=parallel_state.get_data_parallel_world_size(),
+                device=device,
+                dtype=model.config.params_dtype,
             )
             batches_of_steps = loader.iterate(done, settings.steps)
+            watched = recipe.profile
+            watch = StepProfiler(
+                run / "profile",
+                ranks.rank,
+                watched.first_step,
+                watched.steps,
+                trace=watched.trace,
+                memory=watched.memory,
+            )
             began = time.monotonic()
 
             for step in range(done + 1, settings.steps + 1):
                 heartbeat.beat(step, "reading data")
+                watch.before(step)
                 step_began = time.perf_counter()
-                batches = [batch.to(device) for batch in next(batches_of_steps)]
+                batches = next(batches_of_steps)
                 data_seconds = time.perf_counter() - step_began
 
                 heartbeat.beat(step, "computing")
@@ -188,6 +201,8 @@ def train(
                 grad_norm = stepper.update()
                 refuse_divergence("gradient norm", grad_norm, step, inputs.sources, batches)
                 stepper.advance()
+                for path in watch.after(step):
+                    print(f"{recipe.name}: profile of steps {watched.first_step} to {step} in {path}", flush=True)
 
                 last = step == settings.steps
                 if metrics is not None and (last or step % settings.log_interval == 0):
@@ -217,6 +232,7 @@ def train(
                     with gathered_weights(stepper.ddp):
                         saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
                 if totals.stop and not last:
+                    watch.close()
                     if metrics is not None:
                         metrics.close()
                     raise Interrupted(
@@ -224,6 +240,7 @@ def train(
                         f"continue with: make resume RUN={run}",
                         totals.stop,
                     )
+            watch.close()
             saver.close()
             loss = of_first_rank(metrics.last["loss"] if metrics is not None else 0.0)
     summary = {

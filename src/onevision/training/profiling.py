@@ -18,7 +18,8 @@ _ALLOCATIONS = 200_000  # of the newest that the history has
 
 
 class StepProfiler:
-    """Watches the steps `first` to `first + steps - 1` of a rank; with first=0 none. Use as a context around all steps.
+    """Watches the steps `first` to `first + steps - 1` of a rank; with first=0 none, nor in a run that goes on
+    after `first`.
 
     trace: leave the trace; memory: leave the memory's history, which needs a GPU.
     """

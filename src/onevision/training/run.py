@@ -26,6 +26,7 @@ FREE_KEYS = (
     "output",
     "parallel",
     "performance",
+    "profile",
     "model.backend",
     "model.recompute",
     "model.recompute_layers",
@@ -39,6 +40,7 @@ FREE_KEYS = (
     "train.peak_tflops",
     "data.workers",
     "data.prefetch_packs",
+    "data.resize",  # the same values, bit for bit
     "data.shards",
     "data.mixture.shards",  # of every entry
 )

@@ -6,16 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onevision.data.decode import image_decoder, image_patches
-from onevision.data.image import ImageError, image_size, patch_grid
+from onevision.data.decode import PixelDecoder, image_decoder, image_patches, pixel_decoder
+from onevision.data.decode.dali import DaliMixedDecoder
+from onevision.data.image import ImageError, decode_image, image_size, patch_grid
 from onevision.errors import DataError, InputError
 from tests.data.decode.cases import DECODERS, NO_DALI, decoder, encoded, oriented, photograph, steps, variants
 from tests.fixtures import image_bytes
+
+CPU = torch.device("cpu")
 
 
 def reference(data: bytes, limits: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -211,14 +215,84 @@ def test_without_dali_the_message_names_the_package(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(raised.value)
 
 
-@NO_DALI
 def test_without_a_gpu_mixed_is_refused() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="data.decoder=dali_mixed needs a GPU"):
+        pixel_decoder("dali_mixed", CPU, 0.65)
+
+
+def test_a_decoder_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="data.decoder=dali_mixed: .* native, pillow, dali"):
         image_decoder("dali_mixed")
+    with pytest.raises(InputError, match="data.decoder=dali: .* native, pillow, dali_mixed"):
+        pixel_decoder("dali", CPU, 0.65)
+
+
+@pytest.mark.parametrize("name", ["native", "pillow"])
+def test_pixels_are_those_of_pillow(name: str) -> None:
+    files = list(variants().values())
+    images = [np.asarray(decode_image(data)) for data in files]
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    out = torch.empty(sum(image.size for image in images), dtype=torch.uint8)
+    assert pixel_decoder(name, CPU, 0.65).pixels(files, sizes, out) == [None] * len(files)
+    assert np.array_equal(out.numpy(), np.concatenate([image.reshape(-1) for image in images]))
+
+
+def check_bad_images(decoder: PixelDecoder) -> None:
+    """Those that Pillow refuses are refused and black, and the others are what they are."""
+    image = Image.open(io.BytesIO(image_bytes(40, 30, seed=3)))
+    whole, rest = encoded(image, "JPEG", quality=90), encoded(image, "PNG")
+    files = [whole, whole[: len(whole) // 2], rest, b"", whole, rest[: len(rest) // 2]]
+    sizes = [(30, 40), (30, 40), (30, 40), (10, 9), (31, 40), (30, 40)]
+    out = torch.full((sum(3 * height * width for height, width in sizes),), 7, dtype=torch.uint8)
+    errors = decoder.pixels(files, sizes, out)
+    assert [error is None for error in errors] == [True, False, True, False, False, False]
+    assert all(error.reason == "image_undecodable" for error in errors if error)
+    assert "40x30 pixels, not 40x31" in str(errors[4])
+    parts = out.split([3 * height * width for height, width in sizes])
+    assert [bool(part.any()) for part in parts] == [error is None for error in errors]
+    assert np.array_equal(parts[2].numpy().reshape(30, 40, 3), np.asarray(image))
+
+
+@pytest.mark.parametrize("name", ["native", "pillow"])
+def test_bad_images_are_black_pixels(name: str) -> None:
+    check_bad_images(pixel_decoder(name, CPU, 0.65))
+
+
+@NO_DALI
+def test_dali_mixed_where_it_decodes_on_the_cpu() -> None:
+    """All but what the GPU does: more than a batch, files for Pillow among them, a file that DALI refuses."""
+    mixed = DaliMixedDecoder(CPU, 0.65)
+    check_bad_images(mixed)
+    files = [photograph("china", (40 + n, 50)) for n in range(40)] + list(variants().values())
+    sizes = [image_size(data)[::-1] for data in files]
+    damaged = bytearray(files[20])
+    damaged[300:400] = bytes(100)
+    files[20] = bytes(damaged)
+    found, expected = torch.empty(2, sum(3 * height * width for height, width in sizes), dtype=torch.uint8)
+    errors = mixed.pixels(files, sizes, found)
+    assert [error is None for error in errors] == [
+        error is None for error in pixel_decoder("pillow", CPU, 0.65).pixels(files, sizes, expected)
+    ]
+    counts = [3 * height * width for height, width in sizes]
+    for n, (one, other) in enumerate(zip(found.split(counts), expected.split(counts), strict=True)):
+        assert n == 20 or (one.int() - other.int()).abs().max() <= 1
+
+
+@pytest.mark.gpu
+@NO_DALI
+def test_dali_mixed_on_the_gpu() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    files = [photograph("china", (400 + 3 * n, 500)) for n in range(40)] + list(variants().values())
+    sizes = [image_size(data)[::-1] for data in files]
+    counts = [3 * height * width for height, width in sizes]
+    expected = torch.empty(sum(counts), dtype=torch.uint8)
+    assert pixel_decoder("native", CPU, 0.65).pixels(files, sizes, expected) == [None] * len(files)
+    for load in (0.0, 0.65, 1.0):
+        found = torch.empty(sum(counts), dtype=torch.uint8, device=device)
+        assert pixel_decoder("dali_mixed", device, load).pixels(files, sizes, found) == [None] * len(files)
+        for one, other in zip(found.cpu().split(counts), expected.split(counts), strict=True):
+            difference = (one.int() - other.int()).abs().float()
+            assert difference.mean() < 0.5 and (difference > 4).float().mean() < 5e-3
 
 
 def test_an_unknown_decoder_is_refused() -> None:

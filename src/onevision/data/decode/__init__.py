@@ -1,11 +1,12 @@
-"""Encoded images -> patches, by one of several decoders (`data.decoder` of the recipe).
+"""Encoded images -> patches, or -> pixels of which a device makes patches, by one of several decoders (`data.decoder`).
 
     native       libjpeg-turbo and compiled kernels; the values of `pillow`, bit for bit, several times faster
     pillow       Pillow and NumPy: the reference
-    dali         NVIDIA DALI on the CPU; Pillow where DALI does not give Pillow's pixels
-    dali_mixed   the same on the GPU of this rank
+    dali         NVIDIA DALI on the CPU; Pillow where DALI does not give Pillow's pixels. Makes patches only
+    dali_mixed   the same on a GPU. Makes pixels only, which stay there
 
-All decode, resize (antialiased bicubic), normalise and cut into patches, and all refuse the images that Pillow refuses.
+All decode and refuse the images that Pillow refuses; for patches they also resize (antialiased bicubic), normalise and
+cut. `onevision.data.patcher` puts the two ways behind one door.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from onevision.data.image import PATCH_VALUES, ImageError, image_size, patch_grid
 from onevision.errors import InputError
@@ -40,8 +42,29 @@ class ImageDecoder(Protocol):
         ...
 
 
+class PixelDecoder(Protocol):
+    """What makes pixels. It may be used by several threads at once."""
+
+    device: torch.device  # that it writes to
+
+    def pixels(
+        self, images: Sequence[bytes], sizes: Sequence[tuple[int, int]], out: torch.Tensor
+    ) -> list[ImageError | None]:
+        """Decode images.
+
+        Args:
+            images: encoded files.
+            sizes: height and width of each in pixels.
+            out: uint8 [B] on `device`; written: all images end to end, each [height, width, 3], red first.
+
+        Returns:
+            One entry an image: None, or image_undecodable, also of an image of another size; its pixels are zeros.
+        """
+        ...
+
+
 def image_decoder(name: str) -> ImageDecoder:
-    """The decoder of a name; its libraries are imported only now.
+    """The decoder of a name that makes patches; its libraries are imported only now.
 
     Raises:
         InputError: no such decoder, or what it needs is not installed.
@@ -54,11 +77,34 @@ def image_decoder(name: str) -> ImageDecoder:
         from onevision.data.decode.pillow import PillowDecoder
 
         return PillowDecoder()
-    if name in ("dali", "dali_mixed"):
+    if name == "dali":
         from onevision.data.decode.dali import DaliDecoder
 
-        return DaliDecoder(mixed=name == "dali_mixed")
-    raise InputError(f"data.decoder={name}: it is one of native, pillow, dali, dali_mixed")
+        return DaliDecoder()
+    raise InputError(f"data.decoder={name}: with data.resize=host it is one of native, pillow, dali")
+
+
+def pixel_decoder(name: str, device: torch.device, hw_decoder_load: float) -> PixelDecoder:
+    """The decoder of a name that makes pixels, for patches that are made on `device`.
+
+    Raises:
+        InputError: no such decoder, or what it needs is not there.
+    """
+    if name == "native":
+        from onevision.data.decode.native import NativeDecoder
+
+        return NativeDecoder()
+    if name == "pillow":
+        from onevision.data.decode.pillow import PillowDecoder
+
+        return PillowDecoder()
+    if name == "dali_mixed":
+        if device.type != "cuda":
+            raise InputError("data.decoder=dali_mixed needs a GPU: use data.decoder=native, which needs none")
+        from onevision.data.decode.dali import DaliMixedDecoder
+
+        return DaliMixedDecoder(device, hw_decoder_load)
+    raise InputError(f"data.decoder={name}: with data.resize=device it is one of native, pillow, dali_mixed")
 
 
 def image_patches(

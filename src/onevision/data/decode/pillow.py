@@ -5,24 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
-from onevision.data.decode.each import each_image
+from onevision.data.decode.each import check_pixels, each_image, patch_parts, pixel_parts
 from onevision.data.image import MERGE, PATCH, SCALE, SHIFT, ImageError, decode_image
 
 
 class PillowDecoder:
-    """See `onevision.data.decode.ImageDecoder`."""
+    """See `onevision.data.decode.ImageDecoder` and `PixelDecoder`."""
+
+    device = torch.device("cpu")
 
     def patches(
         self, images: Sequence[bytes], grids: Sequence[tuple[int, int]], out: np.ndarray
     ) -> list[ImageError | None]:
-        return each_image(images, grids, out, _write)
+        return each_image(images, patch_parts(grids, out), _write)
+
+    def pixels(
+        self, images: Sequence[bytes], sizes: Sequence[tuple[int, int]], out: torch.Tensor
+    ) -> list[ImageError | None]:
+        return each_image(images, pixel_parts(sizes, out.numpy()), write_pixels)
 
 
-def _write(data: bytes, rows: int, columns: int, out: np.ndarray) -> None:
+def write_pixels(data: bytes, out: np.ndarray) -> None:
+    """Decode to uint8 [H, W, 3].
+
+    Raises:
+        ImageError: image_undecodable.
+    """
+    pixels = np.asarray(decode_image(data))
+    check_pixels(pixels.shape, out.shape)
+    out[:] = pixels
+
+
+def _write(data: bytes, out: np.ndarray) -> None:
     image = decode_image(data)
-    size = (columns * PATCH, rows * PATCH)
+    size = (out.shape[1] * PATCH, out.shape[0] * PATCH)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     cut(np.asarray(image), out)

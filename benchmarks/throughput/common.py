@@ -1,4 +1,4 @@
-"""The spread of step times."""
+"""What rows of training and of peers share: the spread of step times, and what is an error of memory."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "min": min(values),
         "max": max(values),
     }
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory was too small: PyTorch's own error, or that of a library that allocates beside it."""
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "alloc_failed" in text
