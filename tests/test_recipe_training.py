@@ -1,0 +1,31 @@
+"""Settings of precision and speed that exclude each other are refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from onevision.errors import InputError
+from onevision.recipe import recipe_from
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"train": {"precision": "fp8"}, "model": {"backend": "torch"}}, "fp8 needs Transformer Engine"),
+        ({"train": {"precision": "fp8"}, "data": {"sequence_length": 8200}}, "is not a multiple of 16"),
+        ({"train": {"precision": "fp8", "fp8_recipe": "delayed", "fp8_bf16_layers": 1}}, "delayed scaling has all"),
+        ({"train": {"fp8_bf16_layers": 1}}, "is for train.precision=fp8"),
+        ({"train": {"fp8_recipe": "mxfp8"}}, "is not one of tensorwise, delayed"),
+        ({"train": {"tf32": True}}, "train.tf32=true is for train.precision=fp32"),
+        ({"train": {"precision": "fp32", "grad_reduce_in_fp32": False}}, "is for BF16 weights"),
+        ({"model": {"backend": "torch"}, "optimizer": {"state_dtype": "bf16"}}, "needs Transformer Engine's Adam"),
+        ({"model": {"recompute_modules": ["layernorm"]}}, "'layernorm' is not one of core_attn, mlp"),
+        ({"performance": {"overlap_param_gather": True}}, "needs performance.overlap_grad_reduce=true"),
+        ({"performance": {"cuda_graphs": True}}, "performance.cuda_graphs is no setting: a CUDA graph replays fixed"),
+        ({"performance": {"tp_comm_overlap": True}}, "it overlaps tensor parallelism"),
+    ],
+)
+def test_what_excludes_each_other(values: dict[str, dict[str, object]], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        recipe_from(values)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
