@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from benchmarks.throughput.measure import Settings, has_packs, measure_training
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
