@@ -16,8 +16,8 @@ RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # What is recomputed in the backward pass, from nothing to everything: each step down frees memory and costs time.
 TRIES = (
     "model.recompute=none",
-    "model.recompute=selective model.recompute_modules=[layernorm]",
-    "model.recompute=selective model.recompute_modules=[layernorm,mlp]",
+    "model.recompute=selective model.recompute_modules=[activation]",
+    "model.recompute=selective model.recompute_modules=[activation,mlp]",
     "model.recompute=full",
 )
 

@@ -14,7 +14,8 @@ class ModelRecipe:
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
     recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
-    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # core_attn, mlp (of language)
+    # Of core_attn, mlp (of language), activation (what goes into the second product of an MLP; on a GPU).
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     "train.fp8_recipe": ("tensorwise", "delayed"),
 }
 # Norms alone cannot be: Megatron-core needs Transformer Engine for it, whose norms are one with the layers after them.
-RECOMPUTE_MODULES = ("core_attn", "mlp")
+RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
 # What a reader of Megatron's manual may look for, and why it is not here.
 NOT_OFFERED = {
     "performance.cuda_graphs": (

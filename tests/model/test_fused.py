@@ -110,3 +110,36 @@ def test_linear_cross_entropy(rows: int) -> None:
     reference.backward()
     for found, expected in zip((hidden.grad, weight.grad), (x.grad for x in exact), strict=True):
         assert (found.double() - expected).norm() < 2e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_activation_that_is_made_again(gated: bool) -> None:
+    """Output and gradients are those of an MLP that keeps it, to the bit, and the memory is free in between."""
+    from dataclasses import replace
+
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.mlp import MLPSubmodules
+
+    from onevision.model.configs import language_config, vision_config
+    from onevision.model.device import Ranks, start
+    from onevision.model.fused import FrugalMLP, FusedMLP
+    from onevision.model.presets import PRESETS
+    from onevision.recipe import ModelRecipe
+
+    start(Ranks(), 1)
+    config = language_config(PRESETS["0.6b"], ModelRecipe(preset="0.6b"), torch.bfloat16)
+    config = replace(config if gated else vision_config(PRESETS["0.6b"], config), use_cpu_initialization=False)
+    found = []
+    for kind in (FusedMLP, FrugalMLP):
+        torch.manual_seed(0)
+        mlp = kind(config, MLPSubmodules(ColumnParallelLinear, None, RowParallelLinear), ffn_hidden_size=1024).cuda()
+        x = drawn(4096, 1, config.hidden_size, dtype=torch.bfloat16)
+        before = torch.cuda.memory_allocated()
+        output, bias = mlp(x)
+        kept = torch.cuda.memory_allocated() - before
+        output.square().sum().backward()
+        found.append([output.detach(), x.grad, *(p.grad for p in mlp.parameters() if p.grad is not None)])
+        if kind is FusedMLP:
+            whole = kept
+    assert whole - kept == 2 * 4096 * config.ffn_hidden_size
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

@@ -75,6 +75,8 @@ def machine_problems(
             f"optimizer.state_dtype={optimizer.state_dtype} needs Transformer Engine's Adam "
             f"({transformer_engine_problem(device)}): use optimizer.state_dtype=fp32"
         )
+    if model.recompute == "selective" and "activation" in model.recompute_modules and device.type != "cuda":
+        problems.append("model.recompute_modules: activation needs a GPU, and there is none here: leave it out")
     if train.tf32 and device.type != "cuda":
         problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
     return problems

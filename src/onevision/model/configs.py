@@ -28,8 +28,7 @@ def language_config(
 ) -> TransformerConfig:
     """Megatron's configuration of the language model.
 
-    `fused`, on a GPU: elementwise chains are compiled into one kernel, and gradients of weights are added up in FP32 by
-    the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
+    `fused`, on a GPU: gradients of weights are added up in FP32 by the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
     none are.
     """
     language = architecture.language
@@ -41,7 +40,9 @@ def language_config(
             "recompute_num_layers": model.recompute_layers,
         }
     elif model.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": list(model.recompute_modules)}
+        # The activation is recomputed by the MLP itself (onevision.model.fused), the others by Megatron.
+        modules = [name for name in model.recompute_modules if name != "activation"]
+        recompute = {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
     fp8 = _fp8(train) if train is not None and train.precision == "fp8" else {}
     return TransformerConfig(
         num_layers=language.num_layers,
@@ -65,8 +66,8 @@ def language_config(
         calculate_per_token_loss=True,
         perform_initialization=initialize,
         use_cpu_initialization=True,  # the same weights on any device and any layout
-        bias_dropout_fusion=fused,
-        bias_activation_fusion=fused,
+        bias_dropout_fusion=False,  # the elementwise parts are fused by the specs
+        bias_activation_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
@@ -117,7 +118,6 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
         qk_layernorm=False,
         gated_linear_unit=False,
         activation_func=F.gelu,
-        bias_activation_fusion=False,  # Megatron's is GELU's approximation by tanh
         add_bias_linear=True,
         # replace() passes what __post_init__ derived from the language sizes; derive it again.
         init_method=None,

@@ -44,7 +44,34 @@ class FusedMLP(MLP):
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
         """Output and its bias, which is not added yet."""
         inner, bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(inner) if bias is None else bias_gelu(inner, bias))
+        return self.linear_fc2(activation(inner, bias))
+
+
+def activation(inner: Tensor, bias: Tensor | None) -> Tensor:
+    """SwiGLU of inner [..., 2F], or GELU(inner + bias) of inner [..., F]."""
+    return swiglu(inner) if bias is None else bias_gelu(inner, bias)
+
+
+class FrugalMLP(FusedMLP):
+    """The same with `activation` among `model.recompute_modules`: what goes into the second product is not kept for the
+    backward pass but made again, which costs one elementwise kernel."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """Output and its bias, which is not added yet."""
+        inner, bias = self.linear_fc1(hidden_states)
+        active = activation(inner, bias)
+        output, output_bias = self.linear_fc2(active)
+        if output.requires_grad:
+            storage, size = active.untyped_storage(), active.untyped_storage().size()
+
+            def restore(_: Tensor) -> None:
+                storage.resize_(size)
+                with torch.no_grad():
+                    storage.copy_(activation(inner, bias).untyped_storage())
+
+            storage.resize_(0)
+            output.register_hook(restore)  # runs before the gradients of the product are made
+        return output, output_bias
 
 
 def fused_bias_add(training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:

@@ -7,7 +7,7 @@ which is where Transformer Engine's fused module keeps them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,10 +71,12 @@ class Modules:
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
 
 
-def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
+def backend_modules(
+    device: torch.device, backend: str = "auto", recompute_modules: Collection[str] = ()
+) -> Modules:
     """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
 
-    On a GPU both use the ops of `cuda/`.
+    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation.
 
     Raises:
         InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
@@ -83,22 +85,30 @@ def backend_modules(device: torch.device, backend: str = "auto") -> Modules:
     if device.type != "cuda":
         return TORCH
     load()
-    from onevision.model.fused import FusedMLP, FusedNorm, fused_bias_add  # needs Triton, which comes with CUDA
+    from onevision.model.fused import (  # need Triton, part of CUDA's torch
+        FrugalMLP,
+        FusedMLP,
+        FusedNorm,
+        fused_bias_add,
+    )
 
-    if backend == TRANSFORMER_ENGINE:
-        return Modules(
-            te.TEColumnParallelLinear,
-            te.TERowParallelLinear,
-            te.TENorm,
-            te.TEDotProductAttention,
-            te.TELayerNormColumnParallelLinear,
-            rotate=rotary,
-            scatter=scatter_features,
-            mlp=FusedMLP,
-            bias_add=fused_bias_add,
-        )
+    fused = replace(
+        TORCH,
+        norm=FusedNorm,
+        rotate=rotary,
+        scatter=scatter_features,
+        mlp=FrugalMLP if "activation" in recompute_modules else FusedMLP,
+        bias_add=fused_bias_add,
+    )
+    if backend != TRANSFORMER_ENGINE:
+        return fused
     return replace(
-        TORCH, norm=FusedNorm, rotate=rotary, scatter=scatter_features, mlp=FusedMLP, bias_add=fused_bias_add
+        fused,
+        column_linear=te.TEColumnParallelLinear,
+        row_linear=te.TERowParallelLinear,
+        norm=te.TENorm,
+        core_attention=te.TEDotProductAttention,
+        norm_linear=te.TELayerNormColumnParallelLinear,
     )
 
 

@@ -69,7 +69,8 @@ def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True
         train=recipe.train,
     )
     torch.manual_seed(recipe.seed)
-    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend))
+    again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
+    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend, again))
     freeze(model, recipe.model.freeze)
     return model.to(device)
 
