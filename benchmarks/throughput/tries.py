@@ -10,14 +10,13 @@ from typing import Any
 
 from jobs.here import visible_gpus
 from onevision.errors import InputError
-from onevision.recipe import Recipe, known_keys, load_recipe, recipe_dict, recipe_from
+from onevision.recipe import Recipe, load_recipe, recipe_dict, recipe_from
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # What is recomputed in the backward pass, from nothing to everything: each step down frees memory and costs time.
 TRIES = (
     "model.recompute=none",
-    "model.recompute=selective model.recompute_modules=[layernorm]",
-    "model.recompute=selective model.recompute_modules=[layernorm,mlp]",
+    "model.recompute=selective model.recompute_modules=[mlp]",  # norms need Transformer Engine in Megatron 0.16.1
     "model.recompute=full",
 )
 
@@ -57,11 +56,7 @@ def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
     Raises:
         InputError: as `load_recipe`.
     """
-    known = known_keys()
-    listed = [entry.split() for entry in (text.split(";") if text else TRIES)]
-    if not text:
-        listed = [entry for entry in listed if all(setting.partition("=")[0] in known for setting in entry)]
-    return [_changed(recipe, entry) for entry in listed]
+    return [_changed(recipe, entry.split()) for entry in (text.split(";") if text else TRIES)]
 
 
 def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> Recipe:
