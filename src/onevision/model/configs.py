@@ -28,8 +28,8 @@ def language_config(
 ) -> TransformerConfig:
     """Megatron's configuration of the language model.
 
-    `fused`, on a GPU: gradients of weights are added up in FP32 by the product that makes them. `train` says whether products are computed in FP8, and with which scales; without it
-    none are.
+    `fused`, on a GPU: gradients of weights are added up in FP32 by the product that makes them. `train` says whether
+    products are computed in FP8, and with which scales; without it none are.
     """
     language = architecture.language
     recompute: dict[str, object] = {}
