@@ -65,7 +65,8 @@ def language_config(
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,
         perform_initialization=initialize,
-        use_cpu_initialization=True,  # the same weights on any device and any layout
+        # The same weights on any device and any layout; what is not drawn is made where it is used.
+        use_cpu_initialization=initialize or not fused,
         bias_dropout_fusion=False,  # the elementwise parts are fused by the specs
         bias_activation_fusion=False,
         persist_layer_norm=False,
