@@ -58,24 +58,28 @@ def kept_bytes(model_recipe: ModelRecipe) -> int:
 
 
 def estimated(model_recipe: ModelRecipe) -> float:
-    """The same by the formulas, with the loss."""
+    """The same by the formulas, with the gradient of the head."""
     kept = kept_activations(ARCHITECTURE, model_recipe, 4, BATCH)
-    return kept.vision + kept.language + 4 * BATCH.tokens * ARCHITECTURE.language.vocab_size
+    language = ARCHITECTURE.language
+    head = 4 * language.vocab_size * language.hidden_size * ("language" not in model_recipe.freeze)
+    return kept.vision + kept.language + head
 
 
 def of_the_cpu(model_recipe: ModelRecipe) -> int:
-    """What PyTorch's own modules keep and Transformer Engine's do not, in FP32: the normed values beside the input of
-    every RMSNorm whose weight is trained, and values sorted by the length of their segment beside those unsorted: v
-    before attention, its output after it."""
+    """What PyTorch's own modules keep and the kernels of a GPU do not, in FP32: the normed values beside the input of
+    every RMSNorm whose weight is trained; values sorted by the length of their segment beside those unsorted (v before
+    attention, its output after it; in vision also q and k); cosines and sines; SiLU's output, and its factor."""
     language, vision = ARCHITECTURE.language, ARCHITECTURE.vision
     q, k = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
     trained = "language" not in model_recipe.freeze
     extra = 4 * BATCH.tokens * language.hidden_size * trained  # the last norm
     if model_recipe.recompute == "none":
         layer = (2 * language.hidden_size + q + k) * trained + k + q * trained
+        layer += language.head_dim + 2 * language.ffn_hidden_size
         extra += 4 * BATCH.tokens * layer * language.num_layers
         if "vision" not in model_recipe.freeze:
-            extra += 4 * (BATCH.patches + BATCH.images) * 2 * vision.hidden_size * vision.num_layers
+            row = 2 * vision.hidden_size + vision.head_dim
+            extra += 4 * (BATCH.patches + BATCH.images) * row * vision.num_layers
     return extra
 
 
@@ -85,7 +89,7 @@ def test_kept_activations_are_what_autograd_keeps(recompute: str, frozen: list[s
     model = ModelRecipe(preset="tiny", recompute=recompute, freeze=frozen)
     measured = kept_bytes(model)
     assert estimated(model) + of_the_cpu(model) == pytest.approx(measured, rel=0.02)
-    assert estimated(model) == pytest.approx(measured, rel=0.16)
+    assert 0.55 * measured < estimated(model) < measured
 
 
 @pytest.mark.parametrize("frozen", [[], ["vision"]], ids=["all trained", "vision frozen"])
@@ -93,12 +97,14 @@ def test_what_a_recomputed_mlp_does_not_keep(frozen: list[str]) -> None:
     plain = ModelRecipe(preset="tiny", freeze=frozen)
     model = ModelRecipe(preset="tiny", recompute="selective", recompute_modules=["mlp"], freeze=frozen)
     saved = kept_bytes(plain) - kept_bytes(model)
-    assert estimated(plain) - estimated(model) == pytest.approx(saved, rel=0.16)
+    language = ARCHITECTURE.language
+    silu = 4 * BATCH.tokens * 2 * language.ffn_hidden_size * language.num_layers  # of_the_cpu
+    assert estimated(plain) - estimated(model) + silu == pytest.approx(saved, rel=0.02)
 
 
 def test_blocks_of_recomputed_layers() -> None:
     three = ModelRecipe(preset="tiny", recompute="full", recompute_layers=3)
-    assert estimated(three) + of_the_cpu(three) == pytest.approx(kept_bytes(three), rel=0.02)
+    assert estimated(three) + of_the_cpu(three) == pytest.approx(kept_bytes(three), rel=0.03)
     whole = kept_activations(ARCHITECTURE, ModelRecipe(preset="tiny"), 4, BATCH)
     block = kept_activations(ARCHITECTURE, three, 4, BATCH)
     assert block.language_block == pytest.approx(whole.language, rel=0.05)  # all layers, without what follows them
@@ -140,9 +146,9 @@ def test_8b_by_hand() -> None:
     assert estimate.parts["gradients (FP32)"] == 4 * count
     assert estimate.parts["optimizer state, 1/64 of it"] == 12 * count / 64
     tokens = 8192
-    layer = 2 * (2 * 4096 + 4 * 4096 + 3 * 1024 + 4 * 128 + 4 * 12288) + 4 * 32 + 2 * (2 * 4096 + 12288)
+    layer = 2 * (2 * 4096 + 4 * 4096 + 3 * 1024 + 2 * 12288) + 4 * 32 + 2 * (2 * 4096 + 12288)
     assert estimate.parts["activations of language"] == tokens * (36 * layer + 2 * 2 * 4096)
-    assert estimate.parts["logits, loss, the head's gradient"] == tokens * 151936 * 6 + 2 * 151936 * 4096
+    assert estimate.parts["logits, loss, the head's gradient"] == 2048 * 151936 * 4 + 4 * 151936 * 4096
     assert estimate.total == pytest.approx(sum(estimate.parts.values()))
 
 

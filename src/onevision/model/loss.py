@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-ROWS = 2048  # of logits at once: 0.6 GB in BF16
+from onevision.model.presets import HEAD_ROWS
 
 
 def statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    rows: int = ROWS,
+    rows: int = HEAD_ROWS,
     group: dist.ProcessGroup | None = None,
     into_main_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:

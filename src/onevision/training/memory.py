@@ -14,26 +14,26 @@ h hidden, f MLP, c channels a head. N parameters of a rank, n of them trained, D
 
 Activations kept for the backward pass, of parts that it passes through (those trained, and those behind them):
 
-    a language layer   T*(e*(2H + 4q + 3k + 4d + 4F) + 4*heads)
-                       inputs of two norms, of the norms of q and k, the fused qkv; q and k turned, cosines and sines,
-                       attention's output and log-sums; four tensors of SwiGLU
+    a language layer   T*(e*(2H + 4q + 3k + 2F) + 4*heads)
+                       inputs of two norms; q of the norm of q, the fused qkv; q and k turned, attention's output and
+                       log-sums; gate and up of SwiGLU
       trained          T*e*(2H + F), inputs of the products (that of the projection is attention's output)
-    end of language    T*e*(H + H if trained), inputs of the last norm and of the head
-    loss               T*V*4, FP32 probabilities; while they are made also the BF16 logits, T*V*2
-    a vision layer     R*(e*(12h + 4c + 2f) + 8c + 4*heads)
-                       as above with a plain MLP; also FP32 angles and q, k halves swapped, for the angle of the class
-                       token is learned
+    end of language    T*e*2H, the input of the last norm, and the gradient of what it gives
+    loss               V*H*4 if trained, the gradient of the head; while it is made also 2,048 rows of logits and of
+                       their gradients, 2,048*V*2e
+    a vision layer     R*(e*(10h + 2f) + 4*heads), as above with a plain MLP and no norms of q and k
     begin of vision    e*(588*P + h*R)
     adapter            e*(4*h*P + H*P/4)
 
 `model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H, R*e*h), and during the
 backward pass one whole block. `selective` with core_attn gains nothing but the log-sums of attention: what it would
-recompute is not kept by attention kernels that never store the square. With mlp a layer of language keeps e*4F
-less, and e*(H + F) if trained, which are there during its backward pass.
+recompute is not kept by attention kernels that never store the square. With mlp a layer of language keeps e*2F
+less, and e*F if trained, which are there during its backward pass. With activation a layer of language keeps e*F less if
+trained, one of vision e*f.
 FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
-activations, T*e*4F); that of a vision block (R*e*3f), when language's activations are gone. For a checkpoint the
+activations, T*e*3F); that of a vision block (R*e*2f), when language's activations are gone. For a checkpoint the
 optimizer's state is gathered in the memory of the first rank's host (12*n bytes), not on a GPU.
 
 Tensor parallelism divides N and all activations (with sequence parallelism), context parallelism the activations and,
@@ -41,9 +41,10 @@ as more data-parallel ranks do, the optimizer's state. Pipeline parallelism divi
 stage has vision, adapter and embedding, and keeps the activations of `pipeline` micro-batches; the last has the head
 and the loss.
 
-The layers are those of Transformer Engine with Megatron's unfused rotary embedding, SwiGLU and cross entropy. PyTorch's
-own modules, which take their place on a CPU, keep up to 20 % more in FP32 and up to 40 % in BF16, where their norms
-work on FP32 copies. What is kept is measured on a CPU and, so far, read in the source for a GPU.
+The layers are those of a GPU without Transformer Engine (`onevision.model.fused`). On a CPU, where each part of an
+elementwise formula keeps its own inputs, they keep up to 40 % more in FP32, and more in BF16, where norms work on FP32
+copies. What is kept is measured on a CPU and read in the source for a GPU. An H100 in stage 1.5 of 1.7b had 78.9 GB
+in tensors where these formulas say 70.9 (benchmarks/results/gpu-h100-2026-11-27): the rest is not explained yet.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onevision.model.presets import PATCH_VALUES, PRESETS, SPATIAL_MERGE_SIZE, Architecture
+from onevision.model.presets import HEAD_ROWS, PATCH_VALUES, PRESETS, SPATIAL_MERGE_SIZE, Architecture
 from onevision.recipe import ModelRecipe, Recipe
 
 # CUDA's context with its kernels (about 0.6 GB), NCCL's buffers (about 1 GB), workspaces of cuBLAS and attention.
@@ -157,21 +158,21 @@ def kept_activations(
 
     hidden, ffn = language.hidden_size, language.ffn_hidden_size
     q, k = _query_key(architecture)
-    layer = element * (2 * hidden + 4 * q + 3 * k + 4 * language.head_dim + 4 * ffn)
-    layer += log_sums * language.num_attention_heads
+    layer = element * (2 * hidden + 4 * q + 3 * k + 2 * ffn) + log_sums * language.num_attention_heads
+    active = element * ffn * (trained["language"] and "activation" not in modules)
     if trained["language"]:
-        layer += element * (2 * hidden + ffn)
-    again = element * (4 * ffn + (hidden + ffn) * trained["language"]) * ("mlp" in modules)
+        layer += element * 2 * hidden + active
+    again = (element * 2 * ffn + active) * ("mlp" in modules)
     layer -= again
     inside = element * hidden * math.ceil(layers / block) if full else layer * layers
-    end = element * hidden * (1 + trained["language"])
+    end = element * hidden * 2
     kept_language = tokens * (inside + end)
     language_block = tokens * layer * min(block, layers) if full else tokens * again
 
-    h, f, c = vision.hidden_size, vision.ffn_hidden_size, vision.head_dim
+    h, f = vision.hidden_size, vision.ffn_hidden_size
     kept_vision = vision_block = 0.0
     if trained["vision"]:
-        layer = element * (12 * h + 4 * c + 2 * f) + 8 * c + log_sums * vision.num_attention_heads
+        layer = element * (10 * h + (1 if "activation" in modules else 2) * f) + log_sums * vision.num_attention_heads
         inside = element * h * math.ceil(vision.num_layers / block) if full else layer * vision.num_layers
         kept_vision += rows * (inside + element * h) + element * PATCH_VALUES * patches
         vision_block = rows * layer * min(block, vision.num_layers) if full else 0.0
@@ -228,16 +229,16 @@ def _stage(
     kept = kept_activations(architecture, model, element, batch, layers)
     through_vision = {"activations of vision and adapter": kept.vision * first * in_flight / shared}
     through = through_vision | {"activations of language": kept.language * in_flight / shared}
-    head = element * language.vocab_size * language.hidden_size * ("language" not in model.freeze)
-    logits = batch.tokens * language.vocab_size * (4 + (element if element == 2 else 0))
+    head = 4 * language.vocab_size * language.hidden_size * ("language" not in model.freeze)
+    logits = 2 * element * min(batch.tokens, HEAD_ROWS) * language.vocab_size
     rows = batch.patches + batch.images
-    language_work = kept.language_block + batch.tokens * element * 4 * language.ffn_hidden_size
-    vision_work = kept.vision_block + rows * element * 3 * vision.ffn_hidden_size
+    language_work = kept.language_block + batch.tokens * element * 3 * language.ffn_hidden_size
+    vision_work = kept.vision_block + rows * element * 2 * vision.ffn_hidden_size
     moments = {
         "backward of a language layer": through | {"a language block's backward": language_work / shared},
     }
     if last:
-        moments["loss"] = through | {"logits, loss, the head's gradient": logits / shared + head / tensor}
+        moments["loss"] = through | {"logits, loss, the head's gradient": (logits + head) / tensor}
     if first and "vision" not in model.freeze:
         moments["backward of a vision layer"] = through_vision | {"a vision block's backward": vision_work / shared}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
