@@ -24,6 +24,11 @@ def transformer_engine_problem(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and util.find_spec("flash_attn") is None:
         # Without it there is but an attention that holds the square of every pack.
         return "Transformer Engine needs the package flash-attn on GPUs before Hopper, and it is not installed"
+    import transformer_engine_torch
+
+    found, own = transformer_engine_torch.get_cudnn_version(), torch.backends.cudnn.version()
+    if found != own:  # seen: it takes that of the CUDA toolkit, whose parts are then looked for in PyTorch's
+        return f"Transformer Engine has found cuDNN {found} where PyTorch has {own}: set CUDNN_HOME to PyTorch's"
     return None
 
 

@@ -62,9 +62,12 @@ class FrugalMLP(FusedMLP):
         active = activation(inner, bias)
         output, output_bias = self.linear_fc2(active)
         if output.requires_grad:
-            storage, size = active.untyped_storage(), active.untyped_storage().size()
+            storage = active.untyped_storage()
+            # A hook lives until the whole backward pass has ended, and would hold all that it knows until then.
+            once = [(storage, storage.size(), inner, bias)]
 
             def restore(_: Tensor) -> None:
+                storage, size, inner, bias = once.pop()
                 storage.resize_(size)
                 with torch.no_grad():
                     storage.copy_(activation(inner, bias).untyped_storage())

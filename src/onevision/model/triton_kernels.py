@@ -185,12 +185,23 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 @triton.jit
+def _normal(value):
+    """Distribution function and density of the normal distribution. erf is the approximation 7.1.26 of Abramowitz and
+    Stegun, within 1.5e-7, because it is made of the exponential that the density is made of: the library's erf takes
+    longer than the memory."""
+    density = tl.exp(-0.5 * value * value)
+    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * tl.abs(value))
+    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * density
+    return tl.where(value < 0, 0.5 * tail, 1 - 0.5 * tail), 0.3989422804014327 * density
+
+
+@triton.jit
 def _bias_gelu_forward(x, bias, out, total, N: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < total
     value = tl.load(x + place, mask, 0.0).to(tl.float32) + tl.load(bias + place % N, mask, 0.0).to(tl.float32)
-    result = 0.5 * value * (1 + tl.erf(value * 0.7071067811865476))
-    tl.store(out + place, result.to(out.dtype.element_ty), mask)
+    share, _ = _normal(value)
+    tl.store(out + place, (value * share).to(out.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -205,8 +216,8 @@ def _bias_gelu_backward(grad, x, bias, grad_x, parts, rows, N: tl.constexpr, ROW
         place = row.to(tl.int64)[:, None] * N + column[None, :]
         value = tl.load(x + place, mask, 0.0).to(tl.float32) + added
         above = tl.load(grad + place, mask, 0.0).to(tl.float32)
-        normal = 0.5 * (1 + tl.erf(value * 0.7071067811865476))
-        result = above * (normal + value * 0.3989422804014327 * tl.exp(-0.5 * value * value))
+        share, density = _normal(value)
+        result = above * (share + value * density)
         total += tl.sum(result, 0)
         tl.store(grad_x + place, result.to(grad_x.dtype.element_ty), mask)
     tl.store(parts + tl.program_id(1) * N + column, total, inside)

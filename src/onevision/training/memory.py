@@ -28,8 +28,8 @@ Activations kept for the backward pass, of parts that it passes through (those t
 `model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H, R*e*h), and during the
 backward pass one whole block. `selective` with core_attn gains nothing but the log-sums of attention: what it would
 recompute is not kept by attention kernels that never store the square. With mlp a layer of language keeps e*2F
-less, and e*F if trained, which are there during its backward pass. With activation a layer of language keeps e*F less if
-trained, one of vision e*f.
+less, and e*F if trained, which are there during its backward pass. With activation a layer of language keeps e*F
+less if trained, one of vision e*f.
 FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
