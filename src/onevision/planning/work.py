@@ -8,8 +8,8 @@ that go through the GPU's memory outside of products and attention, a token of a
     e*(4h + 6h + 4h + 2f)          a row of a vision layer: the same with a plain MLP
     V*(2e + 4*4)                   loss: logits written and read, and their FP32 copy twice written and read
 
-Head and loss are those of the released code, for every slot of a pack: a plan does not know how many tokens are targets.
-Training computes both for targets only (onevision.model.loss), about a quarter of them in stage 1.5.
+Head and loss are those of the released code, for every slot of a pack: a plan does not know how many tokens are
+targets. Training computes both for targets only (onevision.model.loss), about a quarter of them in stage 1.5.
 
 A forward pass costs that once, a backward pass twice, a second forward pass once more (never for the loss). Each
 micro-batch also adds to the FP32 gradients, 8 bytes a trained parameter.
