@@ -41,7 +41,7 @@ class Stepper:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def compute(self, batches: Sequence[PackedBatch]) -> list[dict[str, Tensor]]:
-        """Forward and backward of the micro-batches, gradients reduced; what `sum_loss` logs of each."""
+        """Forward and backward of the micro-batches, gradients reduced; what `count_loss` logs of each."""
         self.mark("zeroing gradients")
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -69,11 +69,11 @@ class Stepper:
     def _forward(
         self, batches: Iterator[PackedBatch], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-        losses, total = forward_step(batches, model, categories=self._categories)
+        total, count = forward_step(batches, model, categories=self._categories)
 
-        def summed(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            result = total(losses)
+        def counted(total: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            result = count(total)
             self.mark("loss backward")
             return result
 
-        return losses, summed
+        return total, counted
