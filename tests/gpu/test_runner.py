@@ -156,7 +156,7 @@ def test_make_takes_the_python_that_is_named(tmp_path: Path) -> None:
     named.write_text('#!/bin/sh\necho "$PYTHONPATH|$@"\n')
     named.chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MAKEFLAGS")}
-    command = ["make", "gpu-check", f"PYTHON={named}", "ONLY=build", "SECONDS=9"]
+    command = ["make", "--no-print-directory", "gpu-check", f"PYTHON={named}", "ONLY=build", "SECONDS=9"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout == "src:.|-m jobs gpu-check seconds=9 only=build\n"
 
