@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.throughput.common import out_of_memory, spread
 from benchmarks.throughput.packs import TEXT, synthetic_batch
+from onevision.convert.hf_config import language_fields
 from onevision.data.batch import PackedBatch
 from onevision.errors import InputError
 from onevision.model.presets import PRESETS, LanguageArchitecture
@@ -195,17 +196,8 @@ def build_peer(peer: Peer, device: torch.device) -> torch.nn.Module:
 
 def qwen3_sizes(language: LanguageArchitecture) -> dict[str, Any]:
     """The sizes of a language model in the names of Qwen3's configuration."""
-    return {
-        "num_hidden_layers": language.num_layers,
-        "hidden_size": language.hidden_size,
-        "intermediate_size": language.ffn_hidden_size,
-        "num_attention_heads": language.num_attention_heads,
-        "num_key_value_heads": language.num_query_groups,
-        "head_dim": language.head_dim,
-        "vocab_size": language.vocab_size,
-        "rope_theta": language.rotary_base,
+    return language_fields(language) | {
         "max_position_embeddings": language.max_position_embeddings,
-        "rms_norm_eps": language.rmsnorm_epsilon,
         "tie_word_embeddings": False,
         "attention_dropout": 0.0,
     }

@@ -220,7 +220,7 @@ def check_qwen3(folder: Path, language: LanguageArchitecture) -> bool:
     rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
     found = {**config, "rope_theta": config.get("rope_theta", rope.get("rope_theta"))}
     found["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
-    _check(folder, found, {"model_type": "qwen3", "rope_type": "default", **_language_fields(language)})
+    _check(folder, found, {"model_type": "qwen3", "rope_type": "default", **language_fields(language)})
     return bool(config.get("tie_word_embeddings", False))
 
 
@@ -256,13 +256,14 @@ def check_exported(folder: Path, architecture: Architecture) -> None:
     """
     config = read_json(folder / "config.json")
     _check(folder, config, {"model_type": MODEL_TYPE})
-    _check(folder, config.get("text_config", {}), _language_fields(architecture.language), "text_config.")
+    _check(folder, config.get("text_config", {}), language_fields(architecture.language), "text_config.")
     vision = _vision_config(architecture)
     del vision["initializer_range"]
     _check(folder, config.get("vision_config", {}), vision, "vision_config.")
 
 
-def _language_fields(language: LanguageArchitecture) -> dict[str, Any]:
+def language_fields(language: LanguageArchitecture) -> dict[str, Any]:
+    """The sizes of a language model in the names of Hugging Face's Qwen3 configuration."""
     return {
         "num_hidden_layers": language.num_layers,
         "hidden_size": language.hidden_size,
