@@ -65,8 +65,8 @@ class Ranks:
             node.Free()
 
     def wait(self) -> None:
-        """Sleep until every rank is here. An MPI library asks over and over instead, which takes the core of a rank that
-        still works where there are more ranks than cores.
+        """Sleep until every rank is here. An MPI library asks over and over instead, which takes the core of a rank
+        that still works where there are more ranks than cores.
         """
         if self._communicator:
             everyone, pause = self._communicator.Ibarrier(), _SHORTEST_PAUSE
