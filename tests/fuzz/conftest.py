@@ -17,7 +17,8 @@ def fuzz(tmp_path: Path, pytestconfig: pytest.Config) -> Callable[[Callable[...,
 
     def run(function: Callable[..., None]) -> Counter[str]:
         counts = harness.run(function, tmp_path, pytestconfig.getoption("--fuzz-times"))
-        assert sum(counts.values()) >= function.examples  # type: ignore[attr-defined]
+        name = f"{function.__module__}.{function.__name__}"
+        assert sum(harness.ENDED[name].values()) >= function.examples  # type: ignore[attr-defined]
         return counts
 
     return run

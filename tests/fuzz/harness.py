@@ -60,7 +60,8 @@ class Box:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # of inputs, by how they ended
+        self.notes: Counter[str] = Counter()  # what else was seen
         self.shared: dict[str, Any] = {}  # what a campaign makes once
         self._watch = _Watch()
         self._number = 0
@@ -183,11 +184,11 @@ def _body(name: str, times: int, root: Path) -> None:
             print_blob=False,
         )
         once(given(**function.strategies)(one))()
-    (root / "counts.json").write_text(json.dumps(box.counts))
+    (root / "counts.json").write_text(json.dumps([box.counts, box.notes]))
 
 
 def run(function: Callable[..., None], root: Path, times: int) -> Counter[str]:
-    """Run a campaign; returns how many of its inputs ended in which way."""
+    """Run a campaign; returns how many of its inputs ended in which way, and its notes."""
     name = f"{function.__module__}.{function.__name__}"
     with forked(_body, name, times, root) as child:
         code = child.join(1200.0 * times)
@@ -195,7 +196,7 @@ def run(function: Callable[..., None], root: Path, times: int) -> Counter[str]:
             stack, last = ((root / file).read_text() if (root / file).exists() else "" for file in ("stack", "last"))
             what = "hangs" if code is None else f"ended with {code}"
             pytest.fail(f"{name} {what}\n{child.error}\n{stack}\nthe last input: {last[:4000]}", pytrace=False)
-    counts = Counter(json.loads((root / "counts.json").read_text()))
+    counts, notes = map(Counter, json.loads((root / "counts.json").read_text()))
     ENDED[name] = counts
-    print(f"{name}: {sum(counts.values())} inputs: {dict(counts.most_common())}")
-    return counts
+    print(f"{name}: {sum(counts.values())} inputs: {dict(counts.most_common())} {dict(notes) or ''}")
+    return counts | notes

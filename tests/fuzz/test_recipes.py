@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from jobs.__main__ import main
+from jobs.__main__ import JOBS, main
 from jobs.arguments import recipe_of
 from jobs.sites import load_site
 from onevision.errors import InputError
@@ -142,6 +143,8 @@ def arguments(box: Box, file: str, overrides: list[str], more: list[str]) -> Non
 )
 def commands(box: Box, job: str, given: list[str], wrong: str) -> None:
     """A command that cannot be right ends with exit code 2 and one line, and makes nothing."""
+    if not box.shared:  # what libraries do when they are imported is no input's doing
+        box.shared |= {each.target: import_module(each.target.partition(":")[0]) for each in JOBS.values()}
     recipe = box.folder() / "recipe.yaml"
     recipe.write_text("nme: x")
     stderr = io.StringIO()
