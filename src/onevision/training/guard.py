@@ -20,7 +20,7 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ from onevision.data.ledger import place_of
 from onevision.data.sources import Sources
 from onevision.errors import Diverged, Suspect
 from onevision.recipe import TrainRecipe
+from onevision.training import checkpoint_files
 from onevision.training.agreement import highest_values, of_first_rank
 from onevision.training.bad_steps import BadSteps
+from onevision.training.checkpoint import Checkpointer
 from onevision.training.flops import Work
 from onevision.training.rerun import TOLERANCE, attempts, use_reruns
 from onevision.training.step import StepTotals, reduce_totals
@@ -84,13 +86,11 @@ class Guard:
     def __init__(
         self,
         recipe: TrainRecipe,
-        run: Path,
+        saver: Checkpointer,
         sources: Sources,
         device: torch.device,
-        newest: Callable[[], tuple[Path, dict[str, Any]] | None],
     ) -> None:
-        """`newest` gives the run's newest verified checkpoint, the same on all ranks."""
-        self._recipe, self._run, self._sources, self._device, self._newest = recipe, run, sources, device, newest
+        self._recipe, self._saver, self._sources, self._device = recipe, saver, sources, device
         self._losses: deque[float] = deque(maxlen=recipe.spike_window)  # of the last good steps
         self._norms: deque[float] = deque(maxlen=recipe.spike_window)
         self._skipped = 0
@@ -111,7 +111,7 @@ class Guard:
         self._norms = deque(state["norms"], maxlen=self._recipe.spike_window)
         self._skipped = state["skipped"]
         if dist.get_rank() == 0:
-            self._records = BadSteps(self._run, step)
+            self._records = BadSteps(self._saver.run, step)
         self._read_records()
 
     def step(self, step: int, stepper: Stepper, batches: Sequence[PackedBatch], signum: int) -> Outcome:
@@ -129,8 +129,9 @@ class Guard:
             self._losses.append(done.loss)
             self._norms.append(done.grad_norm)
             return Outcome(done.totals, done.grad_norm, remarks)
+        self._saver.wait()  # what was saved before is good, also when the run ends here
         action, why = self._recipe.on_divergence, ""
-        found = self._newest() if action == "rewind" else None
+        found = of_first_rank(self._newest() if action == "rewind" else None)
         borne = self._skipped + len(self._left_out)
         if action != "stop" and borne >= self._recipe.max_skipped_steps:
             action, why = "stop", f"; {borne} steps were skipped, as many as train.max_skipped_steps allows"
@@ -182,6 +183,7 @@ class Guard:
             value = float(before["value"])
             if before["what"] == fault.what and _apart(value, fault.value) <= TOLERANCE:
                 return last, fault, {"nodes": before["nodes"]}
+        self._saver.wait()
         nodes = self._nodes(passes)
         how = "the same" if _difference(first, passes[-1]) <= TOLERANCE else "something else"
         told = self._record(step, fault, "elsewhere", last.totals, {"nodes": nodes})
@@ -236,12 +238,15 @@ class Guard:
                 }
             )
         self._read_records()
-        return f"its {len(totals.sample_ids)} samples are named in {self._run / 'bad_steps.jsonl'}"
+        return f"its {len(totals.sample_ids)} samples are named in {self._saver.run / 'bad_steps.jsonl'}"
 
     def _read_records(self) -> None:
         records = self._records
         rows = (records.with_action(["rewind"]), records.with_action(["elsewhere"])) if records is not None else None
         self._left_out, self._suspected = of_first_rank(rows) or ({}, {})
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        return checkpoint_files.newest(self._saver.run) if self._records is not None else None
 
     def _nodes(self, passes: Sequence[Pass]) -> list[str]:
         """The nodes of the ranks whose own share of the loss was no number, or changed."""

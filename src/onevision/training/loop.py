@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -151,12 +150,7 @@ def train(
             saver = checkpoint.Checkpointer(
                 run, model.architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
-
-            def newest() -> tuple[Path, dict[str, Any]] | None:
-                saver.wait()
-                return of_first_rank(checkpoint_files.newest(run) if first else None)
-
-            guard = Guard(settings, run, inputs.sources, device, newest)
+            guard = Guard(settings, saver, inputs.sources, device)
             guard.begin_after(done, guarded)
 
             peak = device_peak(device, settings.peak_tflops)
