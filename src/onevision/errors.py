@@ -30,7 +30,7 @@ class DataError(OneVisionError):
 
 
 class Diverged(OneVisionError):
-    """Loss or gradient is no longer a number; a restart would only repeat it."""
+    """Loss or gradient is no longer a number, or a spike; a restart would only repeat it."""
 
     exit_code = 4
 

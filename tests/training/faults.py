@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ SPIKE = 3e4  # moves the logits of one target by some hundreds
 
 @dataclass(frozen=True)
 class Fault:
-    """The first value of the first target row behind the last layer becomes `value`, when one of `packs` is computed,
-    the first `times` times for each; with `backward` it is the gradient of that value."""
+    """The first value of the first target row behind the last layer becomes one of `values`, in turn, when one of
+    `packs` is computed, the first `times` times for each; with `backward` it is the gradient of that value."""
 
     packs: Collection[str]  # digests of their tokens
     times: int = 1_000
     backward: bool = False
-    value: float = math.nan
+    values: tuple[float, ...] = (math.nan,)
 
 
 def packs_of_step(recipe: Recipe, step: int) -> list[str]:
@@ -64,6 +65,7 @@ def train_with(fault: Fault, recipe: Recipe, ranks: Ranks | None = None) -> None
 def attach(fault: Fault, model: OneVisionModel) -> None:
     seen: Counter[str] = Counter()
     row: list[int] = []
+    turns = cycle(fault.values)
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
         digest = bytes_digest(args[0].numpy().tobytes())
@@ -80,7 +82,7 @@ def attach(fault: Fault, model: OneVisionModel) -> None:
             changed(output.detach(), row[0])
 
     def changed(values: torch.Tensor, at: int) -> torch.Tensor:
-        values[at].view(-1)[0] = fault.value
+        values[at].view(-1)[0] = next(turns)
         return values
 
     model.register_forward_pre_hook(note, with_kwargs=True)

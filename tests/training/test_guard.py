@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_goes_on_as_the_undisturbed_one(make_recipe: MakeRe
         "spike_window": 2,
     }
     whole = make_recipe("whole", **settings)
-    fault = fault_at(whole, 4, value=SPIKE)
+    fault = fault_at(whole, 4, values=(SPIKE,))
     assert not run_to_end(fault, whole)
     [record] = read_bad_steps(whole.output)
     assert record["value"] > record["threshold"] > 0
