@@ -27,6 +27,14 @@ class Outcome:
     value: bytes = b""
 
 
+def likely_cause(outcome: Outcome | None) -> int:
+    """The lowest among several ranks that failed is the cause: an error with a line of its own, then a rank that was
+    killed (None), then an unexpected exception: when a rank is gone, the others get one from their next collective."""
+    if outcome is None:
+        return 1
+    return 2 if outcome.exit_code == 1 else 0
+
+
 def outcome_of(name: str, log: Path, work: Callable[[], bytes]) -> Outcome:
     """Do the `work` of job `name`, hearing signals; an error becomes a line, its traceback stays in the log."""
     faulthandler.enable()

@@ -24,7 +24,7 @@ from onevision.errors import InputError, OneVisionError, StorageError
 from onevision.files import FULL, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
-from onevision.training.checkpoint_files import check_architecture, commit, step_folder
+from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
 EXTRA_STATE = "_extra_state"
@@ -101,8 +101,7 @@ class Checkpointer:
         self._queue = AsyncCallsQueue()
         self._writing = False
         if dist.get_rank() == 0:
-            for leftover in (run / "checkpoints").glob(".step_*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(run)
         # All ranks write into one folder, whose name no writer left over from a killed run can know.
         owner = [os.getpid()]
         dist.broadcast_object_list(owner, src=0)

@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
-from onevision.files import read_json, write_json
+from onevision.files import read_json, remove_temporaries, write_json
 from onevision.lineage import write_lineage
 from onevision.model.backend import machine_problems
 from onevision.model.configs import language_config
@@ -26,12 +26,13 @@ from onevision.model.onevision import OneVisionModel, freeze
 from onevision.model.presets import PRESETS
 from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.agreement import highest, of_first_rank
+from onevision.training import checkpoint, checkpoint_files, local_state
+from onevision.training.agreement import agreed, highest, of_first_rank
 from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
 from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
+from onevision.training.local_copy import LocalCopies
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
 from onevision.training.precision import allow_tf32, precision_dtype
@@ -125,28 +126,39 @@ def train(
         heartbeat.beat(0, "joining the other ranks")
         device = start(ranks, recipe.seed, patience_minutes)
         heartbeat.beat(0, "setting up")
+        if first:  # all ranks are here: none writes into the folder any more
+            remove_temporaries(run)
         ended = run / "step.json"
         summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
         if summary is not None:
+            if recipe.checkpoint.local:
+                LocalCopies(recipe, run).remove()
             return summary
         threads = set_threads(settings.threads, ranks.local_size)
         allow_tf32(settings.tf32)
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
-            found = of_first_rank(checkpoint_files.newest(run) if first else None)
+            found = agreed(lambda: checkpoint_files.newest_of_run(run) if first else None)
+            copies = LocalCopies(recipe, run) if recipe.checkpoint.local else None
+            local = copies.newest(found[1]["step"] if found else 0) if copies is not None else None
             model = build_model(recipe, device)
-            if found is None and inputs.start_from is not None:
+            if found is None and local is None and inputs.start_from is not None:
                 checkpoint.load_model(*inputs.start_from, model)  # before the optimizer copies its FP32 masters
             categories = inputs.sources.categories
             stepper = Stepper(recipe, model, len(categories))
             optimizer, scheduler = stepper.optimizer, stepper.scheduler
             done = 0
-            if found is not None:
+            if local is not None:
+                done = local_state.restore(local, stepper.ddp, optimizer, scheduler)["step"]
+            elif found is not None:
                 done = checkpoint.load_training(*found, model, optimizer, scheduler)
-                print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {found[0]}", flush=True)
+            if origin := local or (found and found[0]):
+                print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {origin}", flush=True)
             saver = checkpoint.Checkpointer(
                 run, model.architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
+            if first:
+                checkpoint_files.prune(run, done, recipe.checkpoint.keep)
 
             peak = device_peak(device, settings.peak_tflops)
             if first:
@@ -229,6 +241,9 @@ def train(
 
                 heartbeat.beat(step, "saving")
                 saver.poll()
+                if copies is not None and not last and step % recipe.checkpoint.local_interval == 0:
+                    with gathered_weights(stepper.ddp):
+                        copies.save(step, local_state.take(stepper.ddp, optimizer, scheduler, {"step": step}))
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
                     with gathered_weights(stepper.ddp):
                         saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
@@ -253,4 +268,6 @@ def train(
     if metrics is not None:
         metrics.close()
         write_json(run / "step.json", {"step": recipe.stage, "inputs": inputs.fingerprints, "summary": summary})
+    if copies is not None:
+        copies.remove()
     return summary
