@@ -95,8 +95,8 @@ def newest_of_run(run: Path) -> tuple[Path, dict[str, Any]] | None:
     found, steps = newest(run), checkpoint_steps(run)
     if found is None and steps:
         raise DataError(
-            f"{run / 'checkpoints'} holds no checkpoint that is whole, and is not started over by itself (broken: those "
-            f"of steps {', '.join(map(str, steps))}): bring one back from a copy, or remove the folder to start over"
+            f"{run / 'checkpoints'} holds no checkpoint that is whole, and is not started over by itself (broken: "
+            f"those of steps {', '.join(map(str, steps))}): bring one back, or remove the folder to start over"
         )
     return found
 
@@ -154,7 +154,7 @@ def commit(temporary: Path, run: Path, step: int, architecture: Architecture, ke
 
 
 def prune(run: str | Path, step: int, keep: int) -> None:
-    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they count for nothing."""
+    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they do not count."""
     for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
         _remove(step_folder(run, old))
 
