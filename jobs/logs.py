@@ -26,9 +26,9 @@ from jobs.judge import Row, judge
 from jobs.records import Records
 from jobs.slurm import Queued, Slurm
 from jobs.status import nothing_in
-from jobs.terminal import LOG_ONLY, LogStream
+from jobs.terminal import LogStream
 from onevision.errors import InputError, Interrupted
-from onevision.progress import MARK
+from onevision.progress import LOG_ONLY, MARK
 
 _LOCAL = re.compile(r"\.?(?P<name>.+)-(?P<stamp>\d{8}-\d{6}(-\d+)?)(\.rank(?P<rank>\d+))?(\.log)?")
 _TAIL_BYTES = 4 << 20  # of a log in which the last lines are looked for

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from jobs.terminal import LOG_ONLY
 from onevision.errors import Interrupted, OneVisionError
 from onevision.files import storage_errors
+from onevision.progress import LOG_ONLY
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

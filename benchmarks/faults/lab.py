@@ -29,6 +29,7 @@ class Place:
     run: Path
 
 
+NOT_RUN = "not run: "
 Repair = Callable[[], None]
 World = Callable[[Place], AbstractContextManager[Repair]]
 
@@ -123,7 +124,7 @@ class Lab:
         try:
             end, repeated, problems = self._disturbed(case, place)
         except NotHere as reason:
-            return Result(case, 0, "", 0, f"not run: {reason}", time.monotonic() - began, ())
+            return Result(case, 0, "", 0, f"{NOT_RUN}{reason}", time.monotonic() - began, ())
         problems += checks.changes(self._inputs, checks.state(self.folder / "inputs"))
         for start in ("disturbed", "again"):
             problems += checks.strays(folder / start / "elsewhere")

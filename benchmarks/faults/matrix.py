@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.faults.cases import checkpoints, clocks, data, disks, hangs, kills, local_copies
-from benchmarks.faults.lab import Case, Lab, Result
+from benchmarks.faults.lab import NOT_RUN, Case, Lab, Result
 from benchmarks.results import Row, package_versions, write_results
 from onevision.errors import InputError
 from onevision.progress import Progress
@@ -95,6 +95,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
             not result.problems,
         )
         for result in results
+        if not result.outcome.startswith(NOT_RUN)
     ]
 
 

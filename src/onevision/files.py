@@ -16,6 +16,19 @@ from onevision.errors import InputError, StorageError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The "disk full" behind an error, looked for in its causes and in what a failed writer sent."""
+    seen: list[Any] = [error]
+    while seen:
+        current = seen.pop()
+        if isinstance(current, OSError) and current.errno in FULL:
+            return current
+        if isinstance(current, BaseException):
+            seen += [current.__cause__, current.__context__, *current.args]
+            seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
+    return None
+
+
 @contextmanager
 def storage_errors(path: str | Path) -> Iterator[None]:
     """Turn "disk full" and its kin into one line.

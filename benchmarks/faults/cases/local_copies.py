@@ -29,22 +29,32 @@ def cases() -> list[Case]:
     half = [Injection(Moment("", "torch:save", DIES_IN - 1, number=1, after=True), kill)]
     killed = partial(Case, FAULT, codes=(KILLED,), line=LINE, settings=SETTINGS, final=_gone)
     disturbed = partial(killed, ranks=2, injections={1: dies})
+    saved = (*SETTINGS, "checkpoint.asynchronous=false")
+    checkpoint = partial(disturbed, settings=saved, resumed=4)
+    part = "rank 1: .*step_00000005.*; the checkpoint of step 4 used"
+    none = r"none of the same step and start \(rank 0: 5; rank 1: none\); the checkpoint of step 4 used"
     return [
         disturbed("all ranks have them", resumed=5),
         killed("one rank", ranks=1, injections={0: dies}, resumed=5),
         disturbed("with BF16", reference=("train.precision=bf16",), resumed=5),
-        killed("killed while one is written", ranks=2, injections={0: half}, resumed=4, said="not newer than"),
-        *(
-            disturbed(f"of one rank {how}", world=partial(_damaged, damage, name), resumed=4, said="are not used: ")
-            for damage, name, how in (
-                (truncate, "step_00000005.pt", "truncated"),
-                (flip, "step_00000005.pt", "with one bit changed"),
-                (flip, "step_00000005.json", "with a damaged record"),
-                (remove, "step_00000005.json", "missing"),
-            )
+        killed("killed while one is written", ranks=2, injections={0: half}, settings=saved, resumed=4),
+        checkpoint("of one rank truncated", world=partial(_damaged, truncate, "step_00000005.pt"), said=part),
+        checkpoint(
+            "of one rank with one bit changed",
+            world=partial(_damaged, flip, "step_00000005.pt"),
+            said="step_00000005.pt was altered.*; the checkpoint of step 4 used",
         ),
-        disturbed("of one rank gone with its node", world=_gone_with_node, resumed=4, said="rank 1 has none of use"),
-        disturbed("of another layout", world=_other_layout, resumed=4, said="another layout"),
+        checkpoint("of one rank: record damaged", world=partial(_damaged, truncate, "step_00000005.json"), said=part),
+        checkpoint("of one rank missing", world=partial(_damaged, remove, "step_00000005.json"), said=none),
+        checkpoint("of one rank gone with its node", world=_gone_with_node, said=none),
+        checkpoint("of another layout", world=_other_layout, said="rank 1: that of step 5 is of another layout"),
+        disturbed(
+            "the newest of one rank damaged, the one before is whole",
+            settings=(*saved, "checkpoint.interval=3"),
+            world=partial(_damaged, flip, "step_00000005.pt"),
+            resumed=4,
+            said="step_00000005.pt was altered.*; those of step 4 used",
+        ),
         Case(
             FAULT,
             "of another run",

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from onevision.errors import InputError, StorageError
-from onevision.files import read_json, storage_errors, write_json
+from onevision.files import full_disk, read_json, storage_errors, write_json
 from onevision.fingerprint import file_digest
 from onevision.recipe import Recipe
 from onevision.training.agreement import all_ranks
@@ -55,21 +55,25 @@ class LocalCopies:
 
     def newest(self, after: int) -> Path | None:
         """This rank's part of the newest copy that all ranks have whole, of a step later than `after`: the step of the
-        newest checkpoint. Where there is none rank 0 says why. What is of no use is removed."""
+        newest checkpoint. Rank 0 says why one that is newer is not used. What is of no use is removed."""
         mine, reason = self._whole(after)
         found = all_ranks((set(mine), reason))
         common = set.intersection(*(copies for copies, _ in found))
-        broken = ""
+        reasons = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(found) if text]
+        chosen = None
         for copy in sorted(common, reverse=True):
             wrong = [text for text in all_ranks(_damage(mine[copy])) if text]
             if not wrong:
-                self._remove_but({copy[0]})
-                return mine[copy]
-            broken = wrong[0]
-        self._remove_but(set())
-        if dist.get_rank() == 0 and (any(copies for copies, _ in found) or any(text for _, text in found)):
-            print(f"local copies in {self.folder} are not used: {broken or _difference(found)}", flush=True)
-        return None
+                chosen = copy
+                break
+            reasons += wrong
+        if chosen is None and not reasons and any(copies for copies, _ in found):
+            reasons = [_difference([copies for copies, _ in found])]
+        if reasons and dist.get_rank() == 0:
+            instead = f"those of step {chosen[0]}" if chosen else f"the checkpoint of step {after}" if after else "none"
+            print(f"local copies in {self.folder}: {reasons[0]}; {instead} used", flush=True)
+        self._remove_but(set() if chosen is None else {chosen[0]})
+        return None if chosen is None else mine[chosen]
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write this rank's state after `step`; the newest two are kept.
@@ -130,8 +134,8 @@ class LocalCopies:
                 step, start = int(about["step"]), str(about["start"])
                 path = record.with_suffix(".pt")
                 if step <= after:
-                    reason = f"that of step {step} is not newer than the checkpoint"
-                elif about["layout"] != self.layout:
+                    continue
+                if about["layout"] != self.layout:
                     reason = f"that of step {step} is of another layout or version: {about['layout']}"
                 elif not path.exists() or path.stat().st_size != about["bytes"]:
                     reason = f"{path} is missing or has another size than it was written with"
@@ -157,7 +161,8 @@ class LocalCopies:
                 write_json(path.with_suffix(".json"), about)
         except (OSError, RuntimeError, StorageError) as error:  # torch answers a failed write with a RuntimeError
             temporary.unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            full = full_disk(error)
+            reason = full.strerror if full is not None else str(error).splitlines()[0]
             return (
                 f"local copy {path} could not be written: {reason}; checkpoints are untouched: make room, or set "
                 "checkpoint.local to another folder, or to nothing"
@@ -177,13 +182,11 @@ def _damage(path: Path) -> str:
     return "" if file_digest(path) == about["digest"] else f"{path} was altered: its digest is not that of its record"
 
 
-def _difference(found: list[tuple[set[Copy], str]]) -> str:
-    """Why the ranks have no copy in common."""
-    for rank, (copies, reason) in enumerate(found):
-        if not copies:
-            return f"rank {rank} has none of use" + (f" ({reason})" if reason else "")
-    steps = "; ".join(f"rank {rank}: {sorted(step for step, _ in copies)}" for rank, (copies, _) in enumerate(found))
-    return f"the ranks have none of the same step and start in common ({steps})"
+def _difference(found: list[set[Copy]]) -> str:
+    """Which copies the ranks have, when none of the same step and start is common to all."""
+    steps = [", ".join(str(step) for step, _ in sorted(copies)) or "none" for copies in found]
+    shown = "; ".join(f"rank {rank}: {text}" for rank, text in list(enumerate(steps))[:8])
+    return f"the ranks have none of the same step and start ({shown})"
 
 
 def _bytes(value: Any) -> int:
