@@ -211,7 +211,9 @@ _MINIMUM: dict[str, float] = {
     "train.threads": 0,
     "train.hang_seconds": 0,
     "parallel.tensor": 1,
+    "parallel.context": 1,
     "parallel.pipeline": 1,
+    "parallel.virtual_pipeline": 1,
     "performance.bucket_size": 0,
     "profile.first_step": 0,
     "profile.steps": 1,
@@ -436,11 +438,12 @@ def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:
 def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
     """What keeps a recipe from running on `world_size` ranks, each naming the value and what to change."""
     parallel, train = recipe.parallel, recipe.train
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.model_ranks
     if world_size % model_ranks:  # how many ranks share the batch cannot be said
         return [
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} does not divide "
-            f"{world_size} ranks: choose sizes whose product does, or another number of nodes"
+            f"parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x parallel.pipeline="
+            f"{parallel.pipeline} does not divide {world_size} ranks: choose sizes whose product does, or another "
+            "number of nodes"
         ]
     data_ranks = world_size // model_ranks
     packs = train.micro_batch_size * data_ranks
@@ -450,5 +453,12 @@ def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
         return [
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{train.micro_batch_size} x {data_ranks} data-parallel ranks: set it to {choices}, or use other nodes"
+        ]
+    micro_batches = train.global_batch_size // packs
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        return [
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs micro-batches by the stage: {micro_batches} "
+            f"(train.global_batch_size={train.global_batch_size} / {packs} packs at a time) is not a multiple of "
+            f"parallel.pipeline={parallel.pipeline}: change one of them, or set parallel.virtual_pipeline=1"
         ]
     return []

@@ -55,7 +55,7 @@ class _At:
 _SAVES = tuple(range(INTERVAL, STEPS + 1, INTERVAL))
 _PLACES = (
     _At(Moment("joining the others", "onevision.training.loop:start"), 2, (0,)),
-    _At(Moment("building the model", "onevision.training.loop:build_model", after=True), 1, (0,)),
+    _At(Moment("building the model", "onevision.training.loop:build_parts", after=True), 1, (0,)),
     _At(Moment("reading data", "onevision.data.loader:PackLoader._batch"), 2),
     _At(Moment("forward, after vision", "onevision.model.adapter:PatchMerger.forward"), 2),
     _At(Moment("backward", "onevision.model.adapter:PatchMerger.forward", gradient=True), 2),

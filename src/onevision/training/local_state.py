@@ -6,7 +6,8 @@ No rank needs another one for it, and it only fits the layout that it was taken 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ EXTRA_STATE = "_extra_state"  # of Transformer Engine: pickled, and empty but fo
 def layout(recipe: Recipe) -> dict[str, Any]:
     """What decides how the state is spread over ranks and laid out in them."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "megatron-core")}
-    return {
+    values = {
         "rank": dist.get_rank(),
         "ranks": dist.get_world_size(),
         "parallel": asdict(recipe.parallel),
@@ -32,28 +33,29 @@ def layout(recipe: Recipe) -> dict[str, Any]:
         "backend": recipe.model.backend,
         **versions,
     }
+    return dict(json.loads(json.dumps(values)))  # as it is read again
 
 
-def take(chunks: Any, optimizer: Any, scheduler: Any, beside: dict[str, Any]) -> dict[str, Any]:
-    """The state, as new tensors on the CPU. `chunks` is the model behind data parallelism, or a list of such (virtual
-    pipelining); `beside` are plain values that are to be kept with it."""
+def take(parts: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, beside: dict[str, Any]) -> dict[str, Any]:
+    """The state, as new tensors on the CPU. `parts` are those of the model that this rank has (more than one with a
+    virtual pipeline), `beside` are plain values that are to be kept with it."""
     return {
-        "model": [{name: _copy(tensor) for name, tensor in _weights(chunk).items()} for chunk in _listed(chunks)],
+        "model": [{name: _copy(tensor) for name, tensor in _weights(part).items()} for part in parts],
         "optimizer": [
             {
                 "groups": [
-                    {key: value for key, value in group.items() if key != "params"} for group in part.param_groups
+                    {key: value for key, value in group.items() if key != "params"} for group in inner.param_groups
                 ],
-                "params": [{name: _copy(tensor) for name, tensor in held.items()} for held in _held(part)],
+                "params": [{name: _copy(tensor) for name, tensor in held.items()} for held in _held(inner)],
             }
-            for part in _parts(optimizer)
+            for inner in _inner(optimizer)
         ],
         "scheduler": scheduler.state_dict(),
         "beside": beside,
     }
 
 
-def restore(path: Path, chunks: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:
+def restore(path: Path, parts: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> dict[str, Any]:
     """Put the state of a file, written of what `take` gave, in the place of the present one; returns `beside`.
 
     Nothing in the file is executed.
@@ -64,12 +66,12 @@ def restore(path: Path, chunks: Any, optimizer: Any, scheduler: Any) -> dict[str
     saved = torch.load(path, map_location="cpu", weights_only=True)
     try:
         with torch.no_grad():
-            for chunk, weights in zip(_listed(chunks), saved["model"], strict=True):
-                _fill(_weights(chunk), weights)
-            for part, state in zip(_parts(optimizer), saved["optimizer"], strict=True):
-                for held, tensors in zip(_held(part), state["params"], strict=True):
+            for part, weights in zip(parts, saved["model"], strict=True):
+                _fill(_weights(part), weights)
+            for inner, state in zip(_inner(optimizer), saved["optimizer"], strict=True):
+                for held, tensors in zip(_held(inner), state["params"], strict=True):
                     _fill(held, tensors)
-                for group, values in zip(part.param_groups, state["groups"], strict=True):
+                for group, values in zip(inner.param_groups, state["groups"], strict=True):
                     group.update(values)
     except (ValueError, KeyError) as error:
         raise InputError(
@@ -80,29 +82,25 @@ def restore(path: Path, chunks: Any, optimizer: Any, scheduler: Any) -> dict[str
     return dict(saved["beside"])
 
 
-def _listed(chunks: Any) -> list[torch.nn.Module]:
-    return list(chunks) if isinstance(chunks, (list, tuple)) else [chunks]
-
-
-def _weights(chunk: torch.nn.Module) -> dict[str, Tensor]:
+def _weights(part: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, by name, as they lie in the model."""
-    state = chunk.state_dict(keep_vars=True)
+    state = part.state_dict(keep_vars=True)
     return {
         name: value for name, value in state.items() if isinstance(value, Tensor) and not name.endswith(EXTRA_STATE)
     }
 
 
-def _parts(optimizer: Any) -> list[Any]:
+def _inner(optimizer: Any) -> list[Any]:
     """PyTorch's or Transformer Engine's optimizers behind Megatron's; a rank whose part is frozen has none."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part.optimizer for part in parts if not getattr(part, "is_stub_optimizer", False)]
 
 
-def _held(part: Any) -> Iterator[dict[str, Tensor]]:
+def _held(inner: Any) -> Iterator[dict[str, Tensor]]:
     """For each parameter of an optimizer its FP32 master (or itself) and what is remembered of its gradients."""
-    for group in part.param_groups:
+    for group in inner.param_groups:
         for parameter in group["params"]:
-            yield {"parameter": parameter, **part.state[parameter]}
+            yield {"parameter": parameter, **inner.state[parameter]}
 
 
 def _copy(tensor: Tensor) -> Tensor:

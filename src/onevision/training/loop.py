@@ -11,7 +11,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from onevision.data.loader import PackLoader
@@ -19,12 +18,8 @@ from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, remove_temporaries, write_json
 from onevision.lineage import write_lineage
 from onevision.model.backend import machine_problems
-from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
-from onevision.model.onevision import OneVisionModel, freeze
-from onevision.model.presets import PRESETS
-from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files, local_state
 from onevision.training.agreement import agreed, highest, of_first_rank
@@ -35,8 +30,10 @@ from onevision.training.inputs import open_inputs, parents
 from onevision.training.local_copy import LocalCopies
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
-from onevision.training.precision import allow_tf32, precision_dtype
+from onevision.training.parts import build_model, build_parts
+from onevision.training.precision import allow_tf32
 from onevision.training.profiling import StepProfiler
+from onevision.training.replica import join_replica
 from onevision.training.run import lock_run, open_run
 from onevision.training.step import reduce_totals, refuse_divergence
 from onevision.training.stepper import Stepper
@@ -54,28 +51,6 @@ class StopRequest:
         self.signum = signum
 
 
-def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> OneVisionModel:
-    """The preset's model on `device`, initialised from the recipe's seed, with the recipe's parts frozen.
-
-    With `initialize=False` the weights are whatever the memory held: for a benchmark, which draws its own quickly.
-    """
-    architecture = PRESETS[recipe.model.preset]
-    dtype = precision_dtype(recipe.train.precision)
-    config = language_config(
-        architecture,
-        recipe.model,
-        dtype,
-        initialize=initialize,
-        fused=device.type == "cuda",
-        train=recipe.train,
-    )
-    torch.manual_seed(recipe.seed)
-    again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
-    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend, again))
-    freeze(model, recipe.model.freeze)
-    return model.to(device)
-
-
 def initialise(recipe: Recipe) -> dict[str, Any]:
     """Write the stage-0 checkpoint of a model initialised from the seed; returns the summary."""
     run = open_run(recipe, {})
@@ -88,7 +63,7 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
             # Weights do not depend on the backend: those for a GPU can be drawn where there is none.
             model = build_model(replace(recipe, model=replace(recipe.model, backend="auto")), device)
             writer = checkpoint.Checkpointer(run, model.architecture, keep=1, asynchronous=False)
-            writer.save(0, model)
+            writer.save(0, [model])
         write_lineage(run, {}, {})
         summary = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "steps": 0}
         write_json(run / "step.json", {"step": recipe.stage, "summary": summary})
@@ -124,7 +99,7 @@ def train(
     patience_minutes = math.ceil(hang_seconds / 60) + 5 if hang_seconds else 30
     with lock_run(run) if first else nullcontext(), Heartbeat(hang_seconds, on_hang) as heartbeat:
         heartbeat.beat(0, "joining the other ranks")
-        device = start(ranks, recipe.seed, patience_minutes)
+        device = start(ranks, recipe.seed, patience_minutes, recipe.parallel)
         heartbeat.beat(0, "setting up")
         if first:  # all ranks are here: none writes into the folder any more
             remove_temporaries(run)
@@ -141,21 +116,23 @@ def train(
             found = agreed(lambda: checkpoint_files.newest_of_run(run) if first else None)
             copies = LocalCopies(recipe, run) if recipe.checkpoint.local else None
             local = copies.newest(found[1]["step"] if found else 0) if copies is not None else None
-            model = build_model(recipe, device)
+            parts = build_parts(recipe, device)
+            architecture = parts[0].architecture
             if found is None and local is None and inputs.start_from is not None:
-                checkpoint.load_model(*inputs.start_from, model)  # before the optimizer copies its FP32 masters
+                checkpoint.load_model(*inputs.start_from, *parts)  # before the optimizer copies its FP32 masters
             categories = inputs.sources.categories
-            stepper = Stepper(recipe, model, len(categories))
+            stepper = Stepper(recipe, parts, len(categories))
             optimizer, scheduler = stepper.optimizer, stepper.scheduler
             done = 0
             if local is not None:
                 done = local_state.restore(local, stepper.ddp, optimizer, scheduler)["step"]
             elif found is not None:
-                done = checkpoint.load_training(*found, model, optimizer, scheduler)
-            if origin := local or (found and found[0]):
+                done = checkpoint.load_training(*found, parts, optimizer, scheduler)
+            if first and done:
+                origin = local or (found and found[0])
                 print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {origin}", flush=True)
             saver = checkpoint.Checkpointer(
-                run, model.architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
+                run, architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
             if first:
                 checkpoint_files.prune(run, done, recipe.checkpoint.keep)
@@ -175,6 +152,7 @@ def train(
                 )
             metrics = Metrics(run, done) if first else None
             progress = TrainingProgress(recipe.name, done, settings.steps)
+            replica = join_replica(recipe.parallel)
             loader = PackLoader(
                 inputs.sources,
                 inputs.tokenizer,
@@ -185,9 +163,9 @@ def train(
                 dp_rank=parallel_state.get_data_parallel_rank(),
                 dp_size=parallel_state.get_data_parallel_world_size(),
                 device=device,
-                dtype=model.config.params_dtype,
+                dtype=parts[0].config.params_dtype,
             )
-            batches_of_steps = loader.iterate(done, settings.steps)
+            batches_of_steps = replica.share(loader, done, settings.steps)
             watched = recipe.profile
             watch = StepProfiler(
                 run / "profile",
@@ -208,7 +186,7 @@ def train(
 
                 heartbeat.beat(step, "computing")
                 losses = stepper.compute(batches)
-                totals = reduce_totals(losses, batches, stop.signum)
+                totals = reduce_totals(losses, batches, stop.signum, len(categories))
                 refuse_divergence("loss", totals.loss, step, inputs.sources, batches)
                 learning_rate = stepper.learning_rate
                 grad_norm = stepper.update()
@@ -222,7 +200,7 @@ def train(
                     epochs = loader.epochs(step)
                     row = step_row(
                         recipe,
-                        model.architecture,
+                        architecture,
                         totals,
                         seconds=time.perf_counter() - step_began,
                         peak=peak[0] * ranks.world_size,
@@ -246,7 +224,7 @@ def train(
                         copies.save(step, local_state.take(stepper.ddp, optimizer, scheduler, {"step": step}))
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
                     with gathered_weights(stepper.ddp):
-                        saver.save(step, model, optimizer, scheduler, wait=last or totals.stop > 0)
+                        saver.save(step, parts, optimizer, scheduler, wait=last or totals.stop > 0)
                 if totals.stop and not last:
                     watch.close()
                     if metrics is not None:
