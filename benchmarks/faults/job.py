@@ -38,7 +38,7 @@ SERVER.set_forkserver_preload(["onevision.training.loop", "benchmarks.faults.job
 
 KILLED = 128 + signal.SIGKILL
 _PEER_SECONDS = 1.0  # how long the others may go on after one has failed; jobs.here gives them ten
-_LIMIT_SECONDS = 240.0  # a job that is not over then has hung, and that is what is reported
+LIMIT_SECONDS = 240.0  # a job that is not over then has hung, and that is what is reported
 _ORPHAN_SECONDS = 10.0  # until what a rank has started must have ended after it
 
 Disturbance = Callable[[Sequence[int], Path], None]  # from outside: process ids of the ranks, the run folder
@@ -83,7 +83,7 @@ def run_job(recipe: Recipe, folder: Path, setting: Setting) -> End:
     finally:
         for rank in ranks:
             rank.kill(group=False)
-    problems += _orphans(ranks)
+    problems += orphans({rank.pid for rank in ranks})
     logs = tuple(rank.log.read_text(encoding="utf-8", errors="replace") for rank in ranks)
     code, line = (0, "") if failed is None else failed.end()
     shown = _shown(ranks[0].log) + (f"error: {line}\n" if line else "")
@@ -156,11 +156,7 @@ def _body(
     descriptor = os.open(log, os.O_APPEND | os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    # Whatever is written there instead of into the run folder is found.
-    for name, variable in (("home", "HOME"), ("temporary", "TMPDIR"), ("here", "")):
-        (elsewhere / name).mkdir(parents=True, exist_ok=True)
-        if variable:
-            os.environ[variable] = str(elsewhere / name)
+    os.environ.update(elsewhere_in(elsewhere))
     tempfile.tempdir = None
     os.chdir(elsewhere / "here")
     quiet()
@@ -179,6 +175,14 @@ def _body(
     sys.exit(outcome.exit_code)
 
 
+def elsewhere_in(folder: Path) -> dict[str, str]:
+    """Make the folders where a rank could write instead of into its run folder: its home, the folder of temporary files
+    (these two as variables of its environment), and `here`, which it works in. What is written there is found."""
+    for name in ("home", "temporary", "here"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary")}
+
+
 def _follow(ranks: Sequence[_Rank], launcher: bool) -> _Rank | None:
     """Wait for all ranks; the one whose failure is the cause, if any failed.
 
@@ -187,7 +191,7 @@ def _follow(ranks: Sequence[_Rank], launcher: bool) -> _Rank | None:
     """
     failed: list[_Rank] = []
     killed = False
-    kill_at, end = float("inf"), time.monotonic() + _LIMIT_SECONDS
+    kill_at, end = float("inf"), time.monotonic() + LIMIT_SECONDS
     while True:
         running = [rank for rank in ranks if rank.process.is_alive()]
         new = [rank for rank in ranks if rank not in failed and rank.failed]
@@ -197,7 +201,7 @@ def _follow(ranks: Sequence[_Rank], launcher: bool) -> _Rank | None:
         if not killed:
             failed += new
         if time.monotonic() > end:
-            raise TimeoutError(f"the job did not end within {_LIMIT_SECONDS:.0f} s")
+            raise TimeoutError(f"the job did not end within {LIMIT_SECONDS:.0f} s")
         if launcher and failed and not killed and (time.monotonic() >= kill_at or not running):
             for rank in ranks:
                 rank.kill(group=True)
@@ -207,14 +211,14 @@ def _follow(ranks: Sequence[_Rank], launcher: bool) -> _Rank | None:
         time.sleep(0.02)
 
 
-def _orphans(ranks: Sequence[_Rank]) -> list[str]:
-    """Processes that the ranks have started and that do not end by themselves; they are killed."""
+def orphans(sessions: set[int]) -> list[str]:
+    """Processes of these sessions that do not end by themselves; they are killed."""
     end = time.monotonic() + _ORPHAN_SECONDS
-    while (left := _of_sessions({rank.pid for rank in ranks})) and time.monotonic() < end:
+    while (left := _of_sessions(sessions)) and time.monotonic() < end:
         time.sleep(0.05)
     for process in left:
         process.kill()
-    return [f"process {process.pid} ({' '.join(process.cmdline())[:60]}) was left behind" for process in left]
+    return [f"process {process.pid} was left behind" for process in left]
 
 
 def _of_sessions(sessions: set[int]) -> list[psutil.Process]:

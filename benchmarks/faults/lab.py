@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import checks
+from benchmarks.faults.command import run_command
 from benchmarks.faults.inputs import STEPS, make_inputs, recipe_for
 from benchmarks.faults.job import Disturbance, End, Setting, run_job
 from benchmarks.faults.moments import Injection
@@ -57,6 +58,7 @@ class Case:
     again: Mapping[int, Sequence[Injection]] = field(default_factory=dict)  # at the second start
     outside: Disturbance | None = None
     launcher: bool = True
+    command: bool = False  # whether the disturbed start is that of a person, `python -m jobs train`
     settings: tuple[str, ...] = ()
     world: World = _as_it_is
     finished: bool = False  # begin with a copy of the undisturbed run that does not know that it is finished
@@ -147,7 +149,8 @@ class Lab:
             recipe = self._recipe(run, settings)
             reached = last_step(run)
             setting = Setting(case.ranks, case.injections, case.outside, case.launcher)
-            last = end = run_job(recipe, place.folder / "disturbed", setting)
+            start = run_command if case.command else run_job
+            last = end = start(recipe, place.folder / "disturbed", setting)
             problems += _problems(case, end)
             if case.check is not None:
                 problems += case.check(place, end)

@@ -19,6 +19,7 @@ from onevision.training.history import read_metrics
 
 FAULT = "rank killed"
 LINE = "was killed from outside"
+TENSOR, PIPELINE = ("parallel.tensor=2",), ("parallel.pipeline=2",)
 SYNC = ("checkpoint.asynchronous=false",)
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async:"
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
@@ -48,6 +49,7 @@ class _At:
     steps: Sequence[int] = tuple(range(2, STEPS + 1))
     victim: int | None = None
     settings: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
     action: Action = kill
     launcher: bool = True
 
@@ -60,6 +62,13 @@ _PLACES = (
     _At(Moment("forward, after vision", "onevision.model.adapter:PatchMerger.forward"), 2),
     _At(Moment("backward", "onevision.model.adapter:PatchMerger.forward", gradient=True), 2),
     _At(Moment("gradients are summed", "onevision.training.optimizer:finalize_model_grads"), 2, launcher=False),
+    _At(Moment("forward, tensor-parallel", "onevision.model.adapter:PatchMerger.forward"), 2, layout=TENSOR),
+    _At(
+        Moment("backward, in a pipeline", "onevision.model.adapter:PatchMerger.forward", gradient=True),
+        2,
+        victim=0,
+        layout=PIPELINE,
+    ),
     _At(Moment("optimizer, before the update", f"{_OPTIMIZER}.step_with_ready_grads"), 2),
     _At(Moment("optimizer, after the update", f"{_OPTIMIZER}.step_with_ready_grads", after=True), 4),
     _At(Moment("half a row of metrics", "onevision.training.metrics:Metrics.write"), 1, victim=0, action=half_a_row),
@@ -107,6 +116,8 @@ def cases(chance: random.Random) -> list[Case]:
                 outside=partial(kill_later, victim, rows, share),
             )
         )
+    by_hand = partial(Case, FAULT, ranks=2, codes=(KILLED,), line=LINE, command=True)
+    found.append(by_hand("under `python -m jobs train`", outside=partial(kill_later, 1, 3, 0.1)))
     return found
 
 
@@ -125,6 +136,7 @@ def _exact(place: _At, chance: random.Random) -> Case:
         LINE,
         injections={victim: [Injection(moment, place.action)]},
         settings=place.settings,
+        reference=place.layout,
         launcher=place.launcher,
     )
 
