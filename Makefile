@@ -31,7 +31,7 @@ weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 
-ifneq ($(filter resume eval report export logs cancel,$(MAKECMDGOALS)),)
+ifneq ($(filter resume eval report export logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -109,6 +109,9 @@ status: $(READY)  ## every run, or RUN: state, nodes, step, loss, tokens/s, ETA,
 
 logs: $(READY)  ## what RUN prints
 	@$(JOBS) logs $(run) $(ARGS)
+
+samples: $(READY)  ## samples of STEP of RUN; without STEP: did every step have those planned?
+	@$(JOBS) samples $(run) $(STEP:%=step=%) $(ARGS)
 
 cancel: $(READY)  ## end the job of RUN, saved
 	@$(JOBS) cancel $(run) $(ARGS)
@@ -198,6 +201,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval report export slurm-up slurm-down slurm-check scripts \
   fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -121,6 +121,7 @@ def test_what_a_failed_dependency_cancels_names_the_root_of_it() -> None:
         (end(7, "failed", 74, "no room", "stop"), "failed", "storage full or broken", "exit code 74: no room"),
         (end(7, "crashed", 137, "3 starts", "stop"), "failed", "crash loop", "exit code 137: 3 starts"),
         (end(7, "hung", 76, "step 9", "stop"), "failed", "hung", "exit code 76: step 9"),
+        (end(7, "suspect", 77, "step 9", "stop"), "failed", "suspect hardware", "exit code 77: step 9"),
         (end(7, "failed", 1, "odd", "stop"), "failed", "exit code 1", "exit code 1: odd"),
         (end(7, "failed", 130, "saved", "stop"), "stopped", "by a person; make resume continues it", "saved"),
         (end(7, "finished", 0, "", "done"), "finished", "", ""),

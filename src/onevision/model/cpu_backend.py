@@ -99,6 +99,8 @@ def install() -> None:
     torch.cuda.current_device = lambda: cpu
     torch.cuda.synchronize = lambda *_, **__: None
     torch.cuda.manual_seed = lambda seed: None
+    torch.cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,3 +49,14 @@ def highest(number: int, device: torch.device) -> int:
     shared = torch.tensor(number, device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return int(shared)
+
+
+def highest_values(values: Sequence[float], device: torch.device) -> list[float]:
+    """For each value the highest of the ranks', on all ranks; NaN stands above infinity, which stands above numbers.
+    A rank that does not know a value, which is never below 0, gives 0."""
+    kinds = [2 if math.isnan(value) else 1 if math.isinf(value) else 0 for value in values]
+    numbers = [value if math.isfinite(value) else 0.0 for value in values]
+    shared = torch.tensor([kinds, numbers], dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    special = {0: None, 1: math.inf, 2: math.nan}
+    return [number if (known := special[int(kind)]) is None else known for kind, number in shared.T.tolist()]

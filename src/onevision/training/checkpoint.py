@@ -1,7 +1,7 @@
 """Checkpoints: Megatron's dist_checkpointing, written beside and renamed (`training/checkpoint_files.py`).
 
 Nothing in a training step draws random numbers and the loader is a pure function of the step, so model, optimizer,
-scheduler, the step number and the scales of delayed FP8 are the whole state.
+scheduler, the step number, the scales of delayed FP8 and what the guard remembers are the whole state.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def load_model(folder: Path, content: dict[str, Any], *parts: OneVisionModel) ->
 
 def load_training(
     folder: Path, content: dict[str, Any], parts: Sequence[OneVisionModel], optimizer: Any, scheduler: Any
-) -> int:
-    """Load weights, optimizer and scheduler; returns the step that was finished.
+) -> tuple[int, dict[str, Any] | None]:
+    """Load weights, optimizer and scheduler, over what they are now; returns the step that was finished, and the
+    guard's state.
 
     Raises:
         InputError: checkpoint of another model size.
@@ -63,13 +64,14 @@ def load_training(
     _set_weights(parts, state)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
+    scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(state["scheduler"])
     config = parts[0].config
     delayed = bool(config.fp8) and config.fp8_recipe == "delayed"
     told = load_scales(folder, parts, delayed, dist.get_rank(), dist.get_world_size())
     if told and dist.get_rank() == 0:
         print(told, flush=True)
-    return content["step"]
+    return content["step"], state.get("guard")
 
 
 def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
@@ -133,10 +135,12 @@ class Checkpointer:
         parts: Sequence[OneVisionModel],
         optimizer: Any = None,
         scheduler: Any = None,
+        guard: dict[str, Any] | None = None,
         *,
         wait: bool = False,
     ) -> None:
-        """Start writing the state after `step`; with `wait`, or when not asynchronous, return when it stands.
+        """Start writing the state after `step`, with that of the guard; with `wait`, or when not asynchronous, return
+        when it stands.
 
         Raises:
             StorageError: the disk is full; earlier checkpoints are untouched.
@@ -147,7 +151,7 @@ class Checkpointer:
         if optimizer is None:
             state: dict[str, Any] = _weights(parts)
         else:
-            state = _training_state(parts, optimizer, scheduler, is_loading=False)
+            state = _training_state(parts, optimizer, scheduler, is_loading=False) | {"guard": guard}
         with _clean_failure(temporary):
             self._prepare(temporary, state)
             request = dist_checkpointing.save(

@@ -21,7 +21,9 @@ from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
 # of ranks, changes results by rounding only, and so does the backend: a run must be able to go on when the cluster
-# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide.
+# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide. What follows a bad step
+# changes nothing before there is one, and then a person must be able to decide otherwise: what was done, and by which
+# threshold, stays in bad_steps.jsonl and in the rows of those steps.
 FREE_KEYS = (
     "name",
     "output",
@@ -38,6 +40,12 @@ FREE_KEYS = (
     "train.log_interval",
     "train.threads",
     "train.hang_seconds",
+    "train.on_divergence",
+    "train.spike_factor",
+    "train.spike_window",
+    "train.max_skipped_steps",
+    "train.rerun",
+    "train.deterministic",  # rounding, as the backend
     "train.peak_tflops",
     "data.workers",
     "data.prefetch_packs",
