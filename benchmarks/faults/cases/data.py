@@ -137,7 +137,7 @@ def _batches() -> list[Case]:
             "train.on_divergence=stop",
             2,
             (Diverged.exit_code,),
-            f"{bad}; samples of the batch: .+",
+            rf"{bad}; its \d+ samples are named in .*bad_steps.jsonl",
             injections={1: spoil},
         ),
         left_out(
