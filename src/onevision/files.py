@@ -23,6 +23,10 @@ def full_disk(error: BaseException | None) -> OSError | None:
         current = seen.pop()
         if isinstance(current, OSError) and current.errno in FULL:
             return current
+        if isinstance(current, str):  # of an error that came from another process there is only the text
+            numbers = map(int, re.findall(r"\[Errno (\d+)\]", current))
+            if number := next((number for number in numbers if number in FULL), 0):
+                return OSError(number, os.strerror(number))
         if isinstance(current, BaseException):
             seen += [current.__cause__, current.__context__, *current.args]
             seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
