@@ -65,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
-    name = parser.parse_args(given[:1]).name  # what follows the name belongs to the job
-    if name is None:
+    if not given:
         parser.print_help()
         return 2
+    if given[0] in ("-h", "--help"):
+        parser.parse_args(given[:1])
+    name = given[0]  # what follows belongs to the job
     try:
         code = _run(name, given[1:])
         sys.stdout.flush()

@@ -7,8 +7,9 @@ from typing import Any
 
 from jobs.arguments import parse, run_recipe
 from jobs.cluster import Work
+from jobs.numbers import whole
 from jobs.place import place_of, start
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
@@ -38,10 +39,10 @@ def run_export(arguments: list[str]) -> int:
     """
     run, overrides, own = parse(arguments, "export", "run folder", ("step", "to"))
     recipe = run_recipe(run, overrides)
-    if not own.get("step", "0").isdigit():
+    step = whole(own["step"]) if "step" in own else None
+    if "step" in own and step is None:
         raise InputError(f"step={own['step']} is not a number")
     output = Path(own.get("to", run / "export"))
-    step = int(own["step"]) if "step" in own else None
     work = export_work(recipe, run, step, output)
     return start(work, place_of(own), lambda summary: print(f"{output}: {summary}"))
 
@@ -58,7 +59,7 @@ def export_work(recipe: Recipe, run: Path, step: int | None, output: Path) -> Wo
 
 def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
     """The import job itself."""
-    quiet()
+    ready_model()
     from onevision.convert.importing import import_exported, import_pretrained
 
     if "exported" in sources:
@@ -68,7 +69,7 @@ def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
 
 def export_here(recipe: Recipe, run: Path, step: int | None, output: Path) -> dict[str, Any]:
     """The export job itself."""
-    quiet()
+    ready_model()
     from onevision.convert.exporting import export
     from onevision.training.checkpoint_files import step_folder
 

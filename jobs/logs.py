@@ -23,6 +23,7 @@ import psutil
 from jobs.attempt import process_of, runs
 from jobs.facts import Answers, Facts, ask, find_all, folder_facts
 from jobs.judge import Row, judge
+from jobs.numbers import whole
 from jobs.records import Records
 from jobs.slurm import Queued, Slurm
 from jobs.status import nothing_in
@@ -385,10 +386,10 @@ def _settings(arguments: list[str], job: str, known: tuple[str, ...]) -> tuple[P
 
 
 def _number(own: dict[str, str], key: str, otherwise: int) -> int:
-    text = own.get(key, str(otherwise))
-    if not text.isdigit():
-        raise InputError(f"{key}={text} is not a number")
-    return int(text)
+    number = whole(own.get(key, str(otherwise)))
+    if number is None:
+        raise InputError(f"{key}={own[key]} is not a number")
+    return number
 
 
 def _flag(own: dict[str, str], key: str, otherwise: bool) -> bool:

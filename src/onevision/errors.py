@@ -10,11 +10,28 @@ from __future__ import annotations
 
 import signal
 
+LONGEST = 2000  # characters of a line
+
+
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal: what cannot be printed is escaped, a long one is cut."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class OneVisionError(Exception):
-    """Base of every error that is shown as one line, without a traceback."""
+    """Base of every error that is shown as one line, without a traceback; of several problems each has its line.
+
+    Whatever names, values and paths stand in a line, it is `printable`.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class InputError(OneVisionError):

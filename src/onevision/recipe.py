@@ -31,6 +31,7 @@ from onevision.recipe_training import (
     TrainRecipe,
     precision_problems,
 )
+from onevision.yaml_text import check_yaml, first_line, read_yaml
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **TRAINING_CHOICES,
 }
 COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
+LONGEST_TEXT = 4096  # characters of a value; so long may a path be
 MAX_PART_SAMPLES = 1 << 24  # numbers of packs and samples of a part share 64 bits with their cost
 MODULES = ("vision", "adapter", "language")
 ENTRY_LISTS = ("data.mixture",)  # keys whose value is a list of sections
@@ -211,7 +213,9 @@ _MINIMUM: dict[str, float] = {
     "train.spike_window": 1,
     "train.max_skipped_steps": 0,
     "parallel.tensor": 1,
+    "parallel.context": 1,
     "parallel.pipeline": 1,
+    "parallel.virtual_pipeline": 1,
     "performance.bucket_size": 0,
     "profile.first_step": 0,
     "profile.steps": 1,
@@ -233,12 +237,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"override {override!r} is not of the form key=value")
+        _check_key(key, f"override {override!r}")
         try:
+            check_yaml(value)
             change = OmegaConf.from_dotlist([override if value else f"{key}=''"])
             _check_keys(change, f"override {override!r}")
             tree = OmegaConf.merge(tree, change)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise InputError(f"override {override!r}: {_first_line(error)}") from None
+        except (OmegaConfBaseException, YAMLError, ValueError, OverflowError) as error:
+            raise InputError(f"override {override!r}: {first_line(error)}") from None
     return _build(tree, str(path))
 
 
@@ -280,22 +286,15 @@ def known_keys(node: Any = Recipe, prefix: str = "") -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:
     if path in seen:
         raise InputError(f"{path}: recipes extend each other in a circle")
-    try:
-        tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(f"recipe {path} does not exist") from None
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} cannot be read: {_first_line(error)}") from None
+    tree = read_yaml(path, "recipe")
     if not isinstance(tree, DictConfig):
         raise InputError(f"recipe {path} is not a mapping of keys to values")
     parent = tree.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: extends={parent!r} is not the name of a recipe file")
     _check_keys(tree, str(path))
     return OmegaConf.merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
 
@@ -336,7 +335,7 @@ def _build(tree: Any, where: str) -> Recipe:
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise InputError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+        raise InputError(f"{where}: {key + ': ' if key else ''}{first_line(error)}") from None
     assert isinstance(recipe, Recipe)
     problems = recipe_problems(recipe)
     if problems:
@@ -353,6 +352,8 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Everything wrong with the values of a recipe, each naming the key, the value and what is allowed."""
+    if problems := _odd_values(recipe_dict(recipe), ""):
+        return problems
     problems = [
         f"{key}={_value(recipe, key)!r} is not one of {', '.join(choices)}"
         for key, choices in CHOICES.items()
@@ -408,6 +409,23 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _odd_values(node: Any, key: str) -> list[str]:
+    """Numbers and texts that no setting can have, and that what reads them later may stumble over."""
+    if isinstance(node, dict):
+        return [line for name, value in node.items() for line in _odd_values(value, f"{key}.{name}" if key else name)]
+    if isinstance(node, list):
+        return [line for number, value in enumerate(node) for line in _odd_values(value, f"{key}[{number}]")]
+    if isinstance(node, float) and not math.isfinite(node):
+        return [f"{key}={node} is not a finite number"]
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:
+        return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]
+    if isinstance(node, str) and not node.isprintable() and not key.startswith("concepts.templates"):
+        return [f"{key}={node!r} has a character that cannot be printed"]
+    if isinstance(node, str) and len(node) > LONGEST_TEXT:
+        return [f"{key} has {len(node)} characters: a text has at most {LONGEST_TEXT}"]
+    return []
+
+
 def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:
     problems = []
     for number, entry in enumerate(entries):
@@ -430,11 +448,12 @@ def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:
 def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
     """What keeps a recipe from running on `world_size` ranks, each naming the value and what to change."""
     parallel, train = recipe.parallel, recipe.train
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.model_ranks
     if world_size % model_ranks:  # how many ranks share the batch cannot be said
         return [
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} does not divide "
-            f"{world_size} ranks: choose sizes whose product does, or another number of nodes"
+            f"parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x parallel.pipeline="
+            f"{parallel.pipeline} does not divide {world_size} ranks: choose sizes whose product does, or another "
+            "number of nodes"
         ]
     data_ranks = world_size // model_ranks
     packs = train.micro_batch_size * data_ranks
@@ -444,5 +463,12 @@ def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
         return [
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{train.micro_batch_size} x {data_ranks} data-parallel ranks: set it to {choices}, or use other nodes"
+        ]
+    micro_batches = train.global_batch_size // packs
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        return [
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs micro-batches by the stage: {micro_batches} "
+            f"(train.global_batch_size={train.global_batch_size} / {packs} packs at a time) is not a multiple of "
+            f"parallel.pipeline={parallel.pipeline}: change one of them, or set parallel.virtual_pipeline=1"
         ]
     return []

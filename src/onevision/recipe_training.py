@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class ModelRecipe:
     """Which architecture, and which of its parts stay as they are."""
 
-    preset: str = "8b"  # tiny, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
+    preset: str = "8b"  # tiny, mini, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
     freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
@@ -65,8 +65,22 @@ class TrainRecipe:
 class ParallelRecipe:
     """How one copy of the model is spread over ranks; the other ranks are data-parallel. Results differ by rounding."""
 
-    tensor: int = 1  # ranks that share every layer
-    pipeline: int = 1  # ranks that have a part of the language layers each
+    tensor: int = 1  # ranks that share the weights of every layer
+    sequence: bool = False  # these ranks also share the tokens where a layer is elementwise: less memory, same traffic
+    context: int = 1  # ranks that share the tokens of a pack, all along
+    pipeline: int = 1  # stages, of some language layers each; the first one has the vision tower and the adapter too
+    virtual_pipeline: int = 1  # parts of the model a stage has: smaller bubbles, more traffic
+    # Language layers of each part, in the order in which tokens pass them: pipeline x virtual_pipeline numbers. Empty:
+    # as even as it goes when the vision tower and the head are counted as the layers that they cost.
+    stage_layers: list[int] = field(default_factory=list)
+    # Every tensor-parallel rank has the whole vision tower and computes a part of the images, instead of a part of
+    # every layer for all of them: no traffic inside the tower, its weights and optimizer state in full on each rank.
+    split_vision: bool = False
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor * self.context * self.pipeline
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class ProfileRecipe:
 
 
 TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
-    "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
+    "model.preset": ("tiny", "mini", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.backend": ("auto", "transformer_engine", "torch"),
     "model.recompute": ("none", "full", "selective"),
     "optimizer.state_dtype": ("fp32", "bf16"),
@@ -107,7 +121,9 @@ NOT_OFFERED = {
         "a CUDA graph replays fixed shapes, and every pack has other segments, image sizes and numbers of patches "
         "(Megatron-core captures layers without packed_seq_params only)"
     ),
-    "performance.tp_comm_overlap": "it overlaps tensor parallelism, and parallel.tensor is 1 in this version",
+    "performance.tp_comm_overlap": (
+        "Megatron-core overlaps it by Transformer Engine's user buffers, of a fixed number of tokens, and images vary"
+    ),
     "performance.use_distributed_optimizer": "the distributed optimizer is always on",
 }
 FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multiple of

@@ -51,14 +51,16 @@ def packs_of_step(recipe: Recipe, step: int) -> list[str]:
 
 def train_with(fault: Fault, recipe: Recipe, ranks: Ranks | None = None) -> None:
     """Train in this process, which the test has forked."""
-    build = loop.build_model
+    build = loop.build_parts
 
-    def build_erring(*args: Any, **kwargs: Any) -> OneVisionModel:
-        model = build(*args, **kwargs)
-        attach(fault, model)
-        return model
+    def build_erring(*args: Any, **kwargs: Any) -> list[OneVisionModel]:
+        parts = build(*args, **kwargs)
+        for part in parts:
+            if part.part.last:
+                attach(fault, part)
+        return parts
 
-    loop.build_model = build_erring
+    loop.build_parts = build_erring
     loop.train(recipe, ranks)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -75,6 +75,7 @@ class PackLoader:
         self.mixture = mixture_of(sources, seed)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.device = device
         self.patcher = image_patcher(data, device, dtype, micro_batch_size)
         self._staging = Staging(device)
         self._noted: set[str] = set()
@@ -89,7 +90,7 @@ class PackLoader:
         """
         return [self._staging.receive(self._staged(packs)) for packs in self._micro_batches(step)]
 
-    def iterate(self, first_step: int, last_step: int) -> Iterator[list[PackedBatch]]:
+    def iterate(self, first_step: int, last_step: int) -> Generator[list[PackedBatch], None, None]:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
 
         Raises:

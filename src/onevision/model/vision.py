@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.common.vision_module.vision_module import VisionModule
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_block import TransformerBlock
@@ -61,6 +63,7 @@ class RiceViT(VisionModule):
             post_layer_norm=False,
         )
         self.row_multiple = row_multiple(config)
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         # Angles for rows, then for columns, half of head_dim / 2 each.
         self.inverse_frequencies = inverse_frequencies(head_dim // 2, architecture.rotary_base)
 
@@ -88,7 +91,9 @@ class RiceViT(VisionModule):
 
         positions = to_device(patch_positions(grids), device)
         angles = (positions[..., None] * to_device(self.inverse_frequencies, device)).flatten(1)  # [P, head_dim / 2]
-        angles = torch.cat([angles, self.class_pos_emb.float()]).index_select(0, source)
+        # Each tensor-parallel rank turns heads of its own: the gradient of these angles is summed over them.
+        learned = copy_to_tensor_model_parallel_region(self.class_pos_emb.float(), group=self.tensor_group)
+        angles = torch.cat([angles, learned]).index_select(0, source)
 
         # FP8 wants a multiple of rows: a last segment of zeros, which no image sees and whose rows nobody reads. It is
         # work that is not counted, and where a tensor has one scale, it has its share in it as every image has.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,18 @@ CONTENT = {
 }
 
 
-def load_model(folder: Path, content: dict[str, Any], model: OneVisionModel) -> None:
-    """Load the weights alone.
+def load_model(folder: Path, content: dict[str, Any], *parts: OneVisionModel) -> None:
+    """Load the weights alone, of what this rank has of the model.
 
     Raises:
         InputError: checkpoint of another model size.
     """
-    check_architecture(folder, content, model.architecture)
-    _set_weights(model, dist_checkpointing.load({"model": _weights(model)}, str(folder))["model"])
+    check_architecture(folder, content, parts[0].architecture)
+    _set_weights(parts, dist_checkpointing.load(_weights(parts), str(folder)))
 
 
 def load_training(
-    folder: Path, content: dict[str, Any], model: OneVisionModel, optimizer: Any, scheduler: Any
+    folder: Path, content: dict[str, Any], parts: Sequence[OneVisionModel], optimizer: Any, scheduler: Any
 ) -> tuple[int, dict[str, Any] | None]:
     """Load weights, optimizer and scheduler, over what they are now; returns the step that was finished, and the
     guard's state.
@@ -57,43 +57,61 @@ def load_training(
     Raises:
         InputError: checkpoint of another model size.
     """
-    check_architecture(folder, content, model.architecture)
-    state = _training_state(model, optimizer, scheduler, is_loading=True)
+    check_architecture(folder, content, parts[0].architecture)
+    state = _training_state(parts, optimizer, scheduler, is_loading=True)
     state.pop(KEY, None)
     state = dist_checkpointing.load(state, str(folder))
-    _set_weights(model, state["model"])
+    _set_weights(parts, state)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
     scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(state["scheduler"])
-    delayed = bool(model.config.fp8) and model.config.fp8_recipe == "delayed"
-    told = load_scales(folder, model, delayed, dist.get_rank(), dist.get_world_size())
+    config = parts[0].config
+    delayed = bool(config.fp8) and config.fp8_recipe == "delayed"
+    told = load_scales(folder, parts, delayed, dist.get_rank(), dist.get_world_size())
     if told and dist.get_rank() == 0:
         print(told, flush=True)
     return content["step"], state.get("guard")
 
 
-def _weights(model: OneVisionModel) -> dict[str, Any]:
-    """The sharded tensors of the model. What backends keep beside them (`_extra_state`) is left out, so that a
-    checkpoint of one backend loads in another; the scales of FP8 are a part of their own (training/fp8_state.py)."""
-    state = model.sharded_state_dict(metadata=CONTENT)
-    return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
-
-
-def _set_weights(model: OneVisionModel, state: dict[str, Any]) -> None:
-    result = model.load_state_dict(state, strict=False)
-    missing = [key for key in result.missing_keys if not key.endswith(EXTRA_STATE)]
-    if missing or result.unexpected_keys:
-        raise InputError(f"weights do not fit the model: missing {missing}, unexpected {result.unexpected_keys}")
-
-
-def _training_state(model: OneVisionModel, optimizer: Any, scheduler: Any, *, is_loading: bool) -> dict[str, Any]:
-    weights = _weights(model)
+def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
+    """The sharded tensors of the model: `model`, or with a virtual pipeline `model0`, `model1` of the rank's parts; in
+    the checkpoint they have the names of the whole model. What backends keep beside them (`_extra_state`) is left out,
+    so that a checkpoint of one backend loads in another; the scales of FP8 are a part of their own
+    (training/fp8_state.py)."""
     return {
-        "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=CONTENT),
+        name: {
+            key: value
+            for key, value in part.sharded_state_dict(metadata=CONTENT).items()
+            if not key.endswith(EXTRA_STATE)
+        }
+        for name, part in _named(parts)
+    }
+
+
+def _named(parts: Sequence[OneVisionModel]) -> list[tuple[str, OneVisionModel]]:
+    # The names are those by which Megatron's optimizer asks for them.
+    return [("model", parts[0])] if len(parts) == 1 else [(f"model{n}", part) for n, part in enumerate(parts)]
+
+
+def _set_weights(parts: Sequence[OneVisionModel], state: dict[str, Any]) -> None:
+    for name, part in _named(parts):
+        result = part.load_state_dict(state[name], strict=False)
+        missing = [key for key in result.missing_keys if not key.endswith(EXTRA_STATE)]
+        if missing or result.unexpected_keys:
+            raise InputError(f"weights do not fit the model: missing {missing}, unexpected {result.unexpected_keys}")
+
+
+def _training_state(
+    parts: Sequence[OneVisionModel], optimizer: Any, scheduler: Any, *, is_loading: bool
+) -> dict[str, Any]:
+    weights = _weights(parts)
+    of_optimizer = weights["model"] if len(parts) == 1 else weights
+    return {
+        **weights,
+        "optimizer": optimizer.sharded_state_dict(of_optimizer, is_loading=is_loading, metadata=CONTENT),
         "scheduler": scheduler.state_dict(),
-        **sharded_scales(model, dist.get_rank(), dist.get_world_size()),
+        **sharded_scales(parts, dist.get_rank(), dist.get_world_size()),
     }
 
 
@@ -115,7 +133,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        model: OneVisionModel,
+        parts: Sequence[OneVisionModel],
         optimizer: Any = None,
         scheduler: Any = None,
         guard: dict[str, Any] | None = None,
@@ -132,9 +150,9 @@ class Checkpointer:
         folder = step_folder(self.run, step)
         temporary = folder.with_name(f".{folder.name}.{self._suffix}")
         if optimizer is None:
-            state: dict[str, Any] = {"model": _weights(model)}
+            state: dict[str, Any] = _weights(parts)
         else:
-            state = _training_state(model, optimizer, scheduler, is_loading=False) | {"guard": guard}
+            state = _training_state(parts, optimizer, scheduler, is_loading=False) | {"guard": guard}
         with _clean_failure(temporary):
             self._prepare(temporary, state)
             request = dist_checkpointing.save(

@@ -158,7 +158,7 @@ class Guard:
 
         def once() -> Pass:
             losses = stepper.compute(batches)
-            totals = reduce_totals(losses, list(batches), signum)
+            totals = reduce_totals(losses, list(batches), signum, len(self._sources.categories))
             own = sum(float(entry["by_category"][0].sum()) for entry in losses)
             loss, norm = highest_values([totals.loss, stepper.gradient_norm()], self._device)
             return Pass(totals, loss, norm, own)
@@ -206,8 +206,7 @@ class Guard:
         return None
 
     def _leave_out(self, step: int, batches: Sequence[PackedBatch], signum: int) -> Outcome:
-        nothing = torch.zeros(2, len(self._sources.categories))
-        totals = reduce_totals([{"by_category": nothing}], list(batches), signum)
+        totals = reduce_totals([], list(batches), signum, len(self._sources.categories))
         done = Pass(replace(totals, real=Work([], [], 0), slots=Work([], [], 0)), math.nan, math.nan, 0.0)
         row = self._left_out[step]
         fault = Fault(row["what"], float(row["value"]), row["threshold"])

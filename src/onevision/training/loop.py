@@ -11,7 +11,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from onevision.data.loader import PackLoader
@@ -19,12 +18,8 @@ from onevision.errors import InputError, Interrupted
 from onevision.files import read_json, write_json
 from onevision.lineage import write_lineage
 from onevision.model.backend import machine_problems
-from onevision.model.configs import language_config
 from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
-from onevision.model.onevision import OneVisionModel, freeze
-from onevision.model.presets import PRESETS
-from onevision.model.specs import backend_modules
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files
 from onevision.training.agreement import highest, of_first_rank
@@ -36,8 +31,10 @@ from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
-from onevision.training.precision import allow_tf32, precision_dtype
+from onevision.training.parts import build_model, build_parts
+from onevision.training.precision import allow_tf32
 from onevision.training.profiling import StepProfiler
+from onevision.training.replica import join_replica
 from onevision.training.run import lock_run, open_run
 from onevision.training.stepper import Stepper
 
@@ -54,28 +51,6 @@ class StopRequest:
         self.signum = signum
 
 
-def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> OneVisionModel:
-    """The preset's model on `device`, initialised from the recipe's seed, with the recipe's parts frozen.
-
-    With `initialize=False` the weights are whatever the memory held: for a benchmark, which draws its own quickly.
-    """
-    architecture = PRESETS[recipe.model.preset]
-    dtype = precision_dtype(recipe.train.precision)
-    config = language_config(
-        architecture,
-        recipe.model,
-        dtype,
-        initialize=initialize,
-        fused=device.type == "cuda",
-        train=recipe.train,
-    )
-    torch.manual_seed(recipe.seed)
-    again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
-    model = OneVisionModel(architecture, config, backend_modules(device, recipe.model.backend, again))
-    freeze(model, recipe.model.freeze)
-    return model.to(device)
-
-
 def initialise(recipe: Recipe) -> dict[str, Any]:
     """Write the stage-0 checkpoint of a model initialised from the seed; returns the summary."""
     run = open_run(recipe, {})
@@ -88,7 +63,7 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
             # Weights do not depend on the backend: those for a GPU can be drawn where there is none.
             model = build_model(replace(recipe, model=replace(recipe.model, backend="auto")), device)
             writer = checkpoint.Checkpointer(run, model.architecture, keep=1, asynchronous=False)
-            writer.save(0, model)
+            writer.save(0, [model])
         write_lineage(run, {}, {})
         summary = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "steps": 0}
         write_json(run / "step.json", {"step": recipe.stage, "summary": summary})
@@ -126,7 +101,7 @@ def train(
     with lock_run(run) if first else nullcontext(), Heartbeat(hang_seconds, on_hang) as heartbeat:
         heartbeat.beat(0, "joining the other ranks")
         set_determinism(settings.deterministic)
-        device = start(ranks, recipe.seed, patience_minutes)
+        device = start(ranks, recipe.seed, patience_minutes, recipe.parallel)
         heartbeat.beat(0, "setting up")
         ended = run / "step.json"
         summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
@@ -137,18 +112,22 @@ def train(
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
             found = of_first_rank(checkpoint_files.newest(run) if first else None)
-            model = build_model(recipe, device)
+            parts = build_parts(recipe, device)
+            architecture = parts[0].architecture
             if found is None and inputs.start_from is not None:
-                checkpoint.load_model(*inputs.start_from, model)  # before the optimizer copies its FP32 masters
+                checkpoint.load_model(*inputs.start_from, *parts)  # before the optimizer copies its FP32 masters
             categories = inputs.sources.categories
-            stepper = Stepper(recipe, model, len(categories))
+            stepper = Stepper(recipe, parts, len(categories))
             optimizer, scheduler = stepper.optimizer, stepper.scheduler
             done, guarded = 0, None
             if found is not None:
-                done, guarded = checkpoint.load_training(*found, model, optimizer, scheduler)
-                print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {found[0]}", flush=True)
+                done, guarded = checkpoint.load_training(*found, parts, optimizer, scheduler)
+                if first:
+                    print(
+                        f"{recipe.name}: continuing after step {done} of {settings.steps} from {found[0]}", flush=True
+                    )
             saver = checkpoint.Checkpointer(
-                run, model.architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
+                run, architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
             guard = Guard(settings, saver, inputs.sources, device)
             guard.begin_after(done, guarded)
@@ -168,6 +147,7 @@ def train(
                 )
             metrics = Metrics(run, done) if first else None
             progress = TrainingProgress(recipe.name, done, settings.steps)
+            replica = join_replica(recipe.parallel)
             loader = PackLoader(
                 inputs.sources,
                 inputs.tokenizer,
@@ -178,9 +158,9 @@ def train(
                 dp_rank=parallel_state.get_data_parallel_rank(),
                 dp_size=parallel_state.get_data_parallel_world_size(),
                 device=device,
-                dtype=model.config.params_dtype,
+                dtype=parts[0].config.params_dtype,
             )
-            batches_of_steps = loader.iterate(done, settings.steps)
+            batches_of_steps = replica.share(loader, done, settings.steps)
             watched = recipe.profile
             watch = StepProfiler(
                 run / "profile",
@@ -205,9 +185,10 @@ def train(
                 learning_rate = stepper.learning_rate
                 outcome = guard.step(step, stepper, batches, stop.signum)
                 if outcome.rewind is not None:
-                    step, guarded = checkpoint.load_training(*outcome.rewind, model, optimizer, scheduler)
+                    step, guarded = checkpoint.load_training(*outcome.rewind, parts, optimizer, scheduler)
                     guard.begin_after(step, guarded)
-                    batches_of_steps = loader.iterate(step, settings.steps)
+                    batches_of_steps.close()
+                    batches_of_steps = replica.share(loader, step, settings.steps)
                     watch.close()
                     if metrics is not None:
                         metrics.close()
@@ -224,7 +205,7 @@ def train(
                     epochs = loader.epochs(step)
                     row = step_row(
                         recipe,
-                        model.architecture,
+                        architecture,
                         totals,
                         seconds=time.perf_counter() - step_began,
                         peak=peak[0] * ranks.world_size,
@@ -247,7 +228,7 @@ def train(
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
                     with gathered_weights(stepper.ddp):
                         state = guard.state_dict()
-                        saver.save(step, model, optimizer, scheduler, state, wait=last or totals.stop > 0)
+                        saver.save(step, parts, optimizer, scheduler, state, wait=last or totals.stop > 0)
                 if totals.stop and not last:
                     watch.close()
                     if metrics is not None:
