@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.health import verdict
-from jobs.records import Records
+from jobs.records import Records, metrics_ns
 from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError, Suspect
 from onevision.files import read_json, write_json
 from onevision.training.bad_steps import read_bad_steps
@@ -65,6 +65,7 @@ def begin(records: Records, run: Path | None) -> int:
             "checkpoint": checkpoint,
             "step": step,
             "log_bytes": log.stat().st_size if log.exists() else 0,
+            "metrics_ns": metrics_ns(run),
         }
     )
     done = f", from the checkpoint of step {checkpoint}" if checkpoint else ""

@@ -123,6 +123,9 @@ class CheckpointRecipe:
     interval: int = 100  # steps
     keep: int = 2
     asynchronous: bool = True
+    # Folder on storage of each node (/dev/shm/NAME) for copies that only a restart on the same nodes can use; "": none.
+    local: str = ""
+    local_interval: int = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,7 @@ _MINIMUM: dict[str, float] = {
     "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
+    "checkpoint.local_interval": 1,
     "evaluation.max_new_tokens": 1,
     "evaluation.batch_tokens": 1,
 }
@@ -399,6 +403,11 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
+        )
+    if recipe.checkpoint.local and train.precision == "fp8" and train.fp8_recipe == "delayed":
+        problems.append(
+            f"checkpoint.local={recipe.checkpoint.local}: the scales of delayed FP8 are not part of a local copy: use "
+            "train.fp8_recipe=tensorwise, or no local copies"
         )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
     if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:

@@ -16,6 +16,7 @@ from rich.console import Console
 from jobs import status
 from jobs.facts import Answers, Facts, find, find_all, folder_facts, read_lock
 from jobs.judge import Row, bad_nodes, judge, waits
+from jobs.records import metrics_ns
 from jobs.slurm import Accounted, Queued
 from onevision.errors import InputError
 from tests.jobs.jobfiles import end, make_run, queue_job, start
@@ -329,3 +330,16 @@ def test_a_job_that_makes_a_run_is_part_of_its_row() -> None:
     queue_job(Path("runs/a"), "a", 7, steps=800)
     found: list[Facts] = folder_facts(Path("runs/a"))
     assert [(facts.label, facts.job_id) for facts in found] == [("a", 7), ("a: old", 5)]
+
+
+def test_whether_a_run_has_new_steps_does_not_depend_on_the_clock() -> None:
+    folder = Path("runs/a")
+    make_run(folder, step=3)
+    metrics = folder / "metrics.jsonl"
+    begun = start(7) | {"time": 4e9, "metrics_ns": metrics_ns(folder)}  # the clock was far ahead then
+    queue_job(folder, "a", 7, begun, steps=800)
+    (facts,) = folder_facts(folder)
+    assert not facts.has_news
+    os.utime(metrics, ns=(0, metrics.stat().st_mtime_ns - 10**12))  # written since, with the clock set back
+    assert facts.has_news
+    assert not Facts(folder, steps=1).has_news

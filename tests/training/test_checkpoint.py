@@ -16,7 +16,15 @@ import pytest
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
-from onevision.training.checkpoint_files import checkpoint_steps, find, newest, step_folder, verify, verify_sizes
+from onevision.training.checkpoint_files import (
+    checkpoint_steps,
+    find,
+    newest,
+    prune,
+    step_folder,
+    verify,
+    verify_sizes,
+)
 from onevision.training.loop import train
 from tests.forks import Forked, forked
 from tests.training.test_loop import curve
@@ -78,15 +86,26 @@ def test_a_broken_newest_checkpoint_is_skipped(
         assert curve(run) == whole
 
 
-def test_when_every_checkpoint_is_broken_the_run_starts_again(copied: Recipe) -> None:
+def test_when_every_checkpoint_is_broken_the_run_is_not_started_over(copied: Recipe) -> None:
     run = Path(copied.output)
-    whole = curve(run)
-    for step in checkpoint_steps(run):
+    whole, steps = curve(run), checkpoint_steps(run)
+    for step in steps:
         _truncate(step_folder(run, step) / "__0_0.distcp")
     with pytest.raises(InputError, match="holds no checkpoint"):
         find(run)
+    with pytest.raises(DataError, match=r"holds no checkpoint that is whole, .*of steps 2, 4\): bring one back"):
+        train(copied)
+    assert curve(run) == whole and checkpoint_steps(run) == steps
+    shutil.rmtree(run / "checkpoints")
     train(copied)
     assert curve(run) == whole
+
+
+def test_a_broken_newer_checkpoint_takes_the_place_of_no_whole_one(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        step_folder(tmp_path, step).mkdir(parents=True)
+    prune(tmp_path, 6, 2)  # that of 8 was found broken, and the run goes on after 6
+    assert checkpoint_steps(tmp_path) == [4, 6, 8]
 
 
 def test_the_newest_are_kept(make_recipe: MakeRecipe) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from onevision.errors import OneVisionError
 
 T = TypeVar("T")
 
@@ -17,6 +19,29 @@ def of_first_rank(value: T) -> T:
     shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+def all_ranks(value: T) -> list[T]:
+    """The (picklable) values of all ranks in their order, on all ranks."""
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agreed(call: Callable[[], T]) -> T:
+    """What rank 0 gets of the call, on all ranks; the others' values do not count.
+
+    Raises:
+        OneVisionError: rank 0's, on all ranks: none is left waiting for one that has ended.
+    """
+    try:
+        mine: tuple[Any, OneVisionError | None] = (call(), None)
+    except OneVisionError as error:
+        mine = (None, error)
+    value, raised = of_first_rank(mine)
+    if raised is not None:
+        raise raised
+    return value
 
 
 def highest(number: int, device: torch.device) -> int:

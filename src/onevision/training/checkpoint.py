@@ -21,10 +21,10 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from torch.distributed.checkpoint import CheckpointException
 
 from onevision.errors import InputError, OneVisionError, StorageError
-from onevision.files import FULL, storage_errors
+from onevision.files import full_disk, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
-from onevision.training.checkpoint_files import check_architecture, commit, step_folder
+from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
 EXTRA_STATE = "_extra_state"
@@ -123,8 +123,7 @@ class Checkpointer:
         self._queue = AsyncCallsQueue()
         self._writing = False
         if dist.get_rank() == 0:
-            for leftover in (run / "checkpoints").glob(".step_*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(run)
         # All ranks write into one folder, whose name no writer left over from a killed run can know.
         owner = [os.getpid()]
         dist.broadcast_object_list(owner, src=0)
@@ -216,25 +215,12 @@ def _clean_failure(temporary: Path) -> Iterator[None]:
     except (OSError, CheckpointingException, CheckpointException) as error:
         free = shutil.disk_usage(temporary.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
-        cause = _storage_cause(error)
+        cause = full_disk(error)
         reason = cause.strerror if cause is not None else str(error).splitlines()[0]
         raise StorageError(
             f"checkpoint {temporary.parent} could not be saved: {reason} ({free / 1e6:,.0f} MB were free); "
             "earlier checkpoints are untouched: make room and run again"
         ) from error
-
-
-def _storage_cause(error: BaseException | None) -> OSError | None:
-    """The "disk full" behind an error, looked for in its causes and in what a failed writer sent."""
-    seen: list[Any] = [error]
-    while seen:
-        current = seen.pop()
-        if isinstance(current, OSError) and current.errno in FULL:
-            return current
-        if isinstance(current, BaseException):
-            seen += [current.__cause__, current.__context__, *current.args]
-            seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
-    return None
 
 
 def _check_space(folder: Path, state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import re
+import secrets
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -93,9 +94,14 @@ def open_run(recipe: Recipe, inputs: dict[str, str]) -> Path:
             if problem:
                 raise InputError(problem)
         else:
-            write_json(record, {"values": deciding_values(recipe), "inputs": inputs})
+            write_json(record, {"id": secrets.token_hex(8), "values": deciding_values(recipe), "inputs": inputs})
         save_recipe(recipe, run / "recipe.yaml")
     return run
+
+
+def run_id(run: Path) -> str:
+    """What tells a run from one that was in its folder before; empty for one that is older than these numbers."""
+    return str(read_json(run / "run.json").get("id", ""))
 
 
 def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> str | None:
