@@ -12,6 +12,7 @@ from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.bad_steps import read_bad_steps
 from onevision.training.history import read_metrics
+from onevision.training.loop import initialise
 from tests.forks import forked, wait_for
 from tests.training.faults import Fault, digests, packs_of_step, train_with
 from tests.training.test_guard import BAD, planned
@@ -73,9 +74,10 @@ def test_ranks_that_share_a_model_do_the_same(
     make_recipe: MakeRecipe, tmp_path: Path, layout: str, backward: bool
 ) -> None:
     """Of a pipeline only the last stage knows the loss, and an error behind its last layer has passed no other one."""
-    settings = {"steps": STEPS, "on_divergence": "rewind" if backward else "skip"}
-    one, two = (make_recipe(name, **settings, **parallel) for name, parallel in
-                (("one", {}), ("two", {"parallel": {layout: 2}})))  # fmt: skip
+    stage0 = make_recipe("stage0", stage="stage0")
+    initialise(stage0)
+    settings = {"steps": STEPS, "on_divergence": "rewind" if backward else "skip", "init_from": stage0.output}
+    one, two = make_recipe("one", **settings), make_recipe("two", **settings, parallel={layout: 2})
     fault = Fault(packs_of_step(one, BAD)[:1], backward=backward)
     with forked(train_with, fault, one) as child:
         assert child.join() == 0, child.error
