@@ -11,6 +11,7 @@ import pytest
 
 from onevision.concepts.index import FILE, ConceptIndex, ConceptPart, part_file, write_concept_part, write_master
 from onevision.errors import DataError, InputError
+from tests.fixtures import edited
 
 ATTRIBUTES: dict[str, str | int | float] = {
     "concepts": 6,
@@ -111,7 +112,7 @@ def test_a_missing_index_is_named_with_what_to_run(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, PART)
-    with h5py.File(tmp_path / FILE, "r+") as file:
+    with edited(tmp_path / FILE) as file:
         file.attrs["format_version"] = 9
     with pytest.raises(InputError, match="has format 9, not 1"):
         ConceptIndex.open(tmp_path)
@@ -133,7 +134,7 @@ def test_a_part_of_another_making_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_master_is_refused(tmp_path: Path) -> None:
     write(tmp_path, PART, OTHER)
-    with h5py.File(tmp_path / FILE, "r+") as file:
+    with edited(tmp_path / FILE) as file:
         file["count"][0] = 9
     with pytest.raises(DataError, match="columns do not fit each other"):
         ConceptIndex.open(tmp_path)

@@ -45,11 +45,16 @@ UNPICKLED = "pickle.find_class"
 ENDED: dict[str, Counter[str]] = {}  # of every campaign that has run here: how many inputs ended in which way
 
 
-def campaign(examples: int, **strategies: Any) -> Callable[[Function], Function]:
-    """Have a function be called as `function(box, **values)` with so many values of these strategies."""
+def campaign(
+    examples: int, prepare: Callable[[Box], object] = lambda box: None, **strategies: Any
+) -> Callable[[Function], Function]:
+    """Have a function be called as `function(box, **values)` with so many values of these strategies, after
+    `prepare(box)`, which is not watched and may take its time.
+    """
 
     def mark(function: Function) -> Function:
         function.examples, function.strategies = examples, strategies  # type: ignore[attr-defined]
+        function.prepare = prepare  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -163,6 +168,7 @@ def _body(name: str, times: int, root: Path) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     box = Box(root / "box")
+    function.prepare(box)
     with (root / "stack").open("w") as stack:
         faulthandler.enable(stack)
 

@@ -137,14 +137,13 @@ def arguments(box: Box, file: str, overrides: list[str], more: list[str]) -> Non
 
 @campaign(
     80,
+    lambda box: [import_module(job.target.partition(":")[0]) for job in JOBS.values()],  # may make folders of their own
     job=st.sampled_from(TAKE_A_RECIPE) | texts | st.sampled_from(["-x", "--", "-", "--helpx", "-hx"]),
     given=st.lists(overrides.map(lambda found: "".join(found[:1])) | texts | st.sampled_from(PLACES), max_size=2),
     wrong=st.sampled_from(["train.stpes=1", "seed=x", "data.corpus.x=\x1b[2J", "two", "nme=\n"]),
 )
 def commands(box: Box, job: str, given: list[str], wrong: str) -> None:
     """A command that cannot be right ends with exit code 2 and one line, and makes nothing."""
-    if not box.shared:  # what libraries do when they are imported is no input's doing
-        box.shared |= {each.target: import_module(each.target.partition(":")[0]) for each in JOBS.values()}
     recipe = box.folder() / "recipe.yaml"
     recipe.write_text("nme: x")
     stderr = io.StringIO()

@@ -117,6 +117,7 @@ def dumped(value: Any) -> bytes:
 
 @campaign(
     110,
+    tools,
     changes=st.lists(st.tuples(given_keys, missing_keys), min_size=1, max_size=4),
     raw=st.sampled_from(LINES) | st.binary(max_size=20),
     doubled=st.booleans(),
@@ -134,6 +135,7 @@ def records(box: Box, changes: list[tuple[dict[str, Any], list[str]]], raw: byte
 
 @campaign(
     80,
+    tools,
     changes=st.lists(st.tuples(given_keys, missing_keys), min_size=1, max_size=4),
     turns=turns,
     raw=st.sampled_from(LINES) | st.binary(max_size=20),
@@ -173,6 +175,7 @@ class Bomb:
 
 @campaign(
     70,
+    tools,
     columns=st.dictionaries(
         st.sampled_from(["image", "images", "caption", "text", "conversations", "prompt", "id", "category", "source", "license", "x"]),
         st.lists(values, min_size=3, max_size=3) | st.lists(contents, min_size=3, max_size=3) | st.lists(st.binary(max_size=40), min_size=3, max_size=3) | st.none(),
@@ -220,6 +223,7 @@ packs = st.tuples(st.integers(0, 2), st.fixed_dictionaries({"captions": st.lists
 
 @campaign(
     80,
+    tools,
     pack=st.just([]) | packs,
     members=st.lists(
         st.tuples(

@@ -39,7 +39,7 @@ def corpus(box: Box) -> tuple[Path, list[Record]]:
     return box.shared["corpus"], box.shared["records"]
 
 
-@campaign(120, shard=st.integers(0, 1), changes=damages, cut_back=st.booleans())
+@campaign(120, corpus, shard=st.integers(0, 1), changes=damages, cut_back=st.booleans())
 def shards(box: Box, shard: int, changes: list[tuple[str, float, object]], cut_back: bool) -> None:
     """A shard with flipped bits, of the same size or another; every sample is what it was, or known to be damaged."""
     good, records = corpus(box)
@@ -130,6 +130,7 @@ def with_headers(tar: bytes, edits: list[tuple[int, str, bytes]], extended: byte
 
 @campaign(
     80,
+    tools,
     form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
     edits=headers,
     extended=st.just(b"") | st.sampled_from(PAX) | st.lists(st.sampled_from(PAX), max_size=3).map(b"".join),
