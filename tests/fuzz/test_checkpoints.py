@@ -73,7 +73,7 @@ def looked_for(box: Box, run: Path, marker: Path) -> None:
     assert not marker.exists()
 
 
-@campaign(110, run_folder, which=st.integers(0, 5), changes=damages, bomb=st.sampled_from(["no", "instead", "after"]))
+@campaign(60, run_folder, which=st.integers(0, 5), changes=damages, bomb=st.sampled_from(["no", "instead", "after"]))
 def damaged_checkpoints(box: Box, which: int, changes: list[tuple[str, float, object]], bomb: str) -> None:
     """A file of a checkpoint with damage, or with a pickle in its place that would run code."""
     here = box.folder()
@@ -86,15 +86,20 @@ def damaged_checkpoints(box: Box, which: int, changes: list[tuple[str, float, ob
     looked_for(box, run, here / "exploded")
 
 
-entries = st.dictionaries(st.sampled_from([".metadata", "common.pt", "../x", "/etc/passwd", "", "none"]) | texts, values | st.fixed_dictionaries({"bytes": values, "digest": values}), max_size=3)
+entries = st.dictionaries(
+    st.sampled_from([".metadata", "common.pt", "../x", "/etc/passwd", "", "none"]) | texts,
+    values | st.fixed_dictionaries({"bytes": values, "digest": values}),
+    max_size=3,
+)
 
 
 @campaign(
-    90,
+    50,
     run_folder,
     change=st.dictionaries(st.sampled_from(["step", "architecture", "files", "x"]), values | entries, max_size=2),
     left_out=st.lists(st.sampled_from(["step", "architecture", "files", *PICKLED]), max_size=2),
-    raw=st.none() | st.sampled_from([b"", b"null", b"[]", b"{", b"[" * 100_000, b"9" * 5000, b'{"a": "\\ud800"}', b"\xff"]),
+    raw=st.none()
+    | st.sampled_from([b"", b"null", b"[]", b"{", b"[" * 100_000, b"9" * 5000, b'{"a": "\\ud800"}', b"\xff"]),
     signed=st.booleans(),
 )
 def foreign_lists(box: Box, change: dict[str, Any], left_out: list[str], raw: bytes | None, signed: bool) -> None:
@@ -117,7 +122,11 @@ def foreign_lists(box: Box, change: dict[str, Any], left_out: list[str], raw: by
     looked_for(box, run, here / "exploded")
 
 
-@campaign(60, content=values | st.fixed_dictionaries({"key": values, "summary": values, "seconds": values}), raw=st.none() | st.sampled_from([b"", b"{", b"[" * 100_000, b"\xff", b"9" * 5000]))
+@campaign(
+    40,
+    content=values | st.fixed_dictionaries({"key": values, "summary": values, "seconds": values}),
+    raw=st.none() | st.sampled_from([b"", b"{", b"[" * 100_000, b"\xff", b"9" * 5000]),
+)
 def step_records(box: Box, content: Any, raw: bytes | None) -> None:
     """A folder whose step.json is not what a step has written."""
     folder = box.folder() / "run" / "out"
@@ -155,7 +164,11 @@ def _all_ways(recipe: Recipe, other: Recipe, marker: Path) -> None:
             folder = plant(2, name, listed)
             for call in (
                 lambda: export(folder, recipe.data, run / "export"),  # noqa: B023
-                lambda: evaluate(replace(recipe, evaluation=replace(recipe.evaluation, corpus=recipe.data.corpus)), str(folder), run / "evaluation"),  # noqa: B023
+                lambda: evaluate(
+                    replace(recipe, evaluation=replace(recipe.evaluation, corpus=recipe.data.corpus)),
+                    str(folder),
+                    run / "evaluation",
+                ),
                 lambda: train(replace(other, train=replace(other.train, init_from=str(folder)))),  # noqa: B023
             ):
                 with pytest.raises(DataError):
@@ -171,7 +184,9 @@ def _all_ways(recipe: Recipe, other: Recipe, marker: Path) -> None:
     assert not marker.exists()
 
 
-def test_no_way_that_loads_a_checkpoint_unpickles_an_altered_one(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_no_way_that_loads_a_checkpoint_unpickles_an_altered_one(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     recipe = make_recipe(steps=2, checkpoint={"interval": 1, "keep": 3, "asynchronous": False})
     other = make_recipe("other", steps=2)
     with forked(_all_ways, recipe, other, tmp_path / "exploded") as child:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -56,7 +56,7 @@ def verify_sizes(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("fingerprint") != _fingerprint(content):
         raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
     if not _well_formed(content):
-        raise DataError(f"{folder / CHECKPOINT_FILE} does not say what a checkpoint is made of: it is none of this suite")
+        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: it does not say what a checkpoint is made of")
     for path in folder.iterdir():
         if path.name not in content["files"] and (path.name in LOADED or path.suffix == ".distcp"):
             raise DataError(f"{path} is no file of this checkpoint: {CHECKPOINT_FILE} does not list it")
