@@ -1,9 +1,10 @@
 """`make parallel-check`: every layout trains what one process trains, and goes on where another one stopped.
 
-Each layout trains 10 steps of the mini model in FP32 on each kind of data (`benchmarks.parallel.inputs`), as stage 1 and
-as stage 1.5 freeze it (stage 2 freezes nothing either), and loss and gradient norm of every step are compared with those
-of one process. Then runs are stopped in one layout and go on in another one. Results: benchmarks/results/parallel.json.
-With only=TEXT only layouts and pairs whose name holds the text; with strict=1 an unmet goal gives exit code 1.
+Each layout trains 10 steps of the mini model in FP32 on each kind of data (`benchmarks.parallel.inputs`), as stage 1
+and as stage 1.5 freeze it (stage 2 freezes nothing either), and loss and gradient norm of every step are compared with
+those of one process. Then runs are stopped in one layout and go on in another one. The result is written to
+benchmarks/results/parallel.json. With only=TEXT only layouts and pairs whose name holds the text; with strict=1 an
+unmet goal gives exit code 1.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def alone() -> ProcessGroupCollection:
 def deal_images(patches: Tensor, ranks: int) -> list[list[int]]:
     """The images (int64 [I], patches of each) of each rank: from the largest on, to the rank that has fewest patches
     so far."""
-    loads, images = [0] * ranks, [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    images: list[list[int]] = [[] for _ in range(ranks)]
     sizes = patches.tolist()
     for image in torch.argsort(patches, descending=True, stable=True).tolist():
         rank = loads.index(min(loads))
