@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import psutil
 
 from onevision.errors import Busy, InputError
-from onevision.files import read_record, storage_errors, write_json
+from onevision.files import read_json, read_record, storage_errors, write_json
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
