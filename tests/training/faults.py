@@ -55,7 +55,9 @@ def train_with(fault: Fault, recipe: Recipe, ranks: Ranks | None = None) -> None
 
     def build_erring(*args: Any, **kwargs: Any) -> list[OneVisionModel]:
         parts = build(*args, **kwargs)
-        attach(fault, parts[0])
+        for part in parts:
+            if part.part.last:
+                attach(fault, part)
         return parts
 
     loop.build_parts = build_erring

@@ -12,6 +12,7 @@ from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.bad_steps import read_bad_steps
 from onevision.training.history import read_metrics
+from onevision.training.loop import initialise
 from tests.forks import forked, wait_for
 from tests.training.faults import Fault, digests, packs_of_step, train_with
 from tests.training.test_guard import BAD, planned
@@ -66,3 +67,25 @@ def test_two_ranks_equal_one_and_a_killed_pair_the_undisturbed(
     assert on_two(fault, killed, tmp_path, "second") == [0, 0]
     assert curve(killed.output) == curve(two.output)
     assert digests(killed.output, STEPS) == digests(two.output, STEPS)
+
+
+@pytest.mark.parametrize(("layout", "backward"), [("pipeline", False), ("pipeline", True), ("tensor", False)])
+def test_ranks_that_share_a_model_do_the_same(
+    make_recipe: MakeRecipe, tmp_path: Path, layout: str, backward: bool
+) -> None:
+    """Of a pipeline only the last stage knows the loss, and an error behind its last layer has passed no other one."""
+    stage0 = make_recipe("stage0", stage="stage0")
+    initialise(stage0)
+    settings = {"steps": STEPS, "on_divergence": "rewind" if backward else "skip", "init_from": stage0.output}
+    one, two = make_recipe("one", **settings), make_recipe("two", **settings, parallel={layout: 2})
+    fault = Fault(packs_of_step(one, BAD)[:1], backward=backward)
+    with forked(train_with, fault, one) as child:
+        assert child.join() == 0, child.error
+    assert on_two(fault, two, tmp_path) == [0, 0]
+    expected, found = read_metrics(one.output), read_metrics(two.output)
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in found] == pytest.approx([row[key] for row in expected], rel=1e-5)
+    for key in ("step", "samples_digest", "samples"):
+        assert [row[key] for row in found] == [row[key] for row in expected]
+    assert [row.get("bad") for row in found] == [row.get("bad") for row in expected]
+    assert read_bad_steps(two.output)[0]["samples"] == planned(two, BAD)

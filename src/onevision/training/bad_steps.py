@@ -8,33 +8,43 @@ and `category`. The actions:
     skip         the update was not applied
     rewind       the run went back to a checkpoint, and leaves the batch out when it comes to it again
     recomputed   the value did not come again: the run went on with the one that did
-    elsewhere    the value, or that it cannot be repeated, is to be checked on another node; `nodes` are those to leave
-                 out, where it is known which computed it
+    elsewhere    the value, or that it cannot be repeated, is to be checked on another node
+
+A row of a step that was computed more than once has `nodes` too: those that may have erred, where that is known.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from onevision.errors import InputError
 from onevision.files import write_text
 
 NAME = "bad_steps.jsonl"
-LASTING = ("rewind", "elsewhere")  # what is decided about a step that is still to come
 
 
 def read_bad_steps(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run, by step."""
+    """The rows of a run, by step.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = Path(run) / NAME
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines()]
+        if all({"step", "action"} <= row.keys() for row in rows):
+            return rows
+    except (ValueError, AttributeError):
+        pass
+    raise InputError(f"{path} was damaged: it is not a row of JSON a line; bring it back, or remove it") from None
 
 
 class BadSteps:
     """The file of a run that goes on after `step`: rows of later steps belong to a future that is computed again, and
-    are written again when it is as it was, unless what they decide is about that future."""
+    are written again when it is as it was. Those of batches to leave out and of what hardware did stay."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / NAME
@@ -43,23 +53,26 @@ class BadSteps:
 
     def return_to(self, step: int) -> None:
         """Drop what is computed again after `step`."""
-        kept = [row for row in self.rows if row["step"] <= step or row["action"] in LASTING]
-        self._write(kept)
+        lasting = [row["action"] == "rewind" or "nodes" in row for row in self.rows]
+        self._write([row for row, lasts in zip(self.rows, lasting, strict=True) if lasts or row["step"] <= step])
 
     def put(self, row: dict[str, Any]) -> None:
         """Add the row of a step, in place of an earlier one of that step."""
         others = [other for other in self.rows if other["step"] != row["step"]]
         self._write(sorted([*others, row], key=lambda one: one["step"]))
 
-    def with_action(self, actions: Collection[str]) -> dict[int, dict[str, Any]]:
-        """The rows of some actions without their samples, by step."""
-        return {
-            row["step"]: {key: value for key, value in row.items() if key != "samples"}
-            for row in self.rows
-            if row["action"] in actions
-        }
+    def left_out(self) -> dict[int, dict[str, Any]]:
+        """The rows of batches to leave out, by step."""
+        return self._by_step([row for row in self.rows if row["action"] == "rewind"])
+
+    def repeated(self) -> dict[int, dict[str, Any]]:
+        """The rows of values that came again on the same nodes, or could not be repeated, by step."""
+        return self._by_step([row for row in self.rows if "nodes" in row and row["action"] != "recomputed"])
+
+    def _by_step(self, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        return {row["step"]: {key: value for key, value in row.items() if key != "samples"} for row in rows}
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         if rows != self.rows:
-            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
             self.rows = rows

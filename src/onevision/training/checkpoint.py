@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
@@ -82,14 +82,19 @@ def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
     the checkpoint they have the names of the whole model. What backends keep beside them (`_extra_state`) is left out,
     so that a checkpoint of one backend loads in another; the scales of FP8 are a part of their own
     (training/fp8_state.py)."""
-    return {
-        name: {
-            key: value
-            for key, value in part.sharded_state_dict(metadata=CONTENT).items()
-            if not key.endswith(EXTRA_STATE)
-        }
-        for name, part in _named(parts)
-    }
+    return {name: _own_weights(part) for name, part in _named(parts)}
+
+
+def _own_weights(part: OneVisionModel) -> dict[str, Any]:
+    state = part.sharded_state_dict(metadata=CONTENT)
+    state = {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+    if part.part.split_vision:  # modules that are alone do not know that other ranks have the same
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        for key, value in state.items():
+            if key.startswith(("vision.", "adapter.")):
+                pipeline, _, data = value.replica_id
+                value.replica_id = (pipeline, rank, data)
+    return state
 
 
 def _named(parts: Sequence[OneVisionModel]) -> list[tuple[str, OneVisionModel]]:

@@ -20,13 +20,14 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from onevision.data.batch import PackedBatch
 from onevision.data.ledger import place_of
@@ -34,7 +35,7 @@ from onevision.data.sources import Sources
 from onevision.errors import Diverged, Suspect
 from onevision.recipe import TrainRecipe
 from onevision.training import checkpoint_files
-from onevision.training.agreement import highest_values, of_first_rank
+from onevision.training.agreement import agreed, all_ranks, highest_values
 from onevision.training.bad_steps import BadSteps
 from onevision.training.checkpoint import Checkpointer
 from onevision.training.flops import Work
@@ -96,8 +97,9 @@ class Guard:
         self._skipped = 0
         self._records: BadSteps | None = None  # on rank 0
         self._left_out: dict[int, dict[str, Any]] = {}
-        self._suspected: dict[int, dict[str, Any]] = {}
-        use_reruns(recipe.rerun == "validate")
+        self._repeated: dict[int, dict[str, Any]] = {}
+        self._validates = recipe.rerun == "validate"
+        use_reruns(self._validates)
 
     def state_dict(self) -> dict[str, Any]:
         """What is saved with a checkpoint; the same on all ranks."""
@@ -110,9 +112,7 @@ class Guard:
         self._losses = deque(state["losses"], maxlen=self._recipe.spike_window)
         self._norms = deque(state["norms"], maxlen=self._recipe.spike_window)
         self._skipped = state["skipped"]
-        if dist.get_rank() == 0:
-            self._records = BadSteps(self._saver.run, step)
-        self._read_records()
+        self._decide(lambda: BadSteps(self._saver.run, step))
 
     def step(self, step: int, stepper: Stepper, batches: Sequence[PackedBatch], signum: int) -> Outcome:
         """Do step number `step`, but for the schedule; `signum` is a signal that this rank was sent, or 0.
@@ -131,7 +131,7 @@ class Guard:
             return Outcome(done.totals, done.grad_norm, remarks)
         self._saver.wait()  # what was saved before is good, also when the run ends here
         action, why = self._recipe.on_divergence, ""
-        found = of_first_rank(self._newest() if action == "rewind" else None)
+        found = agreed(self._newest) if action == "rewind" else None
         borne = self._skipped + len(self._left_out)
         if action != "stop" and borne >= self._recipe.max_skipped_steps:
             action, why = "stop", f"; {borne} steps were skipped, as many as train.max_skipped_steps allows"
@@ -159,13 +159,13 @@ class Guard:
         def once() -> Pass:
             losses = stepper.compute(batches)
             totals = reduce_totals(losses, list(batches), signum, len(self._sources.categories))
-            own = sum(float(entry["by_category"][0].sum()) for entry in losses)
+            own = sum(float(entry["by_category"][0].sum()) for entry in losses) if self._validates else 0.0
             loss, norm = highest_values([totals.loss, stepper.gradient_norm()], self._device)
             return Pass(totals, loss, norm, own)
 
         passes = attempts(once, lambda one: self._fault(one) is not None, _difference)
         first, last = passes[0], passes[-1]
-        before = self._suspected.get(step)
+        before = self._repeated.get(step)
         fault = self._fault(first)
         if fault is None or len(passes) == 1:
             if fault is None and before is not None:
@@ -222,7 +222,9 @@ class Guard:
 
     def _record(self, step: int, fault: Fault, action: str, totals: StepTotals, more: dict[str, Any]) -> str:
         """Write the row of a step into bad_steps.jsonl; returns where its samples are named."""
-        if self._records is not None:
+
+        def put() -> BadSteps:
+            assert self._records is not None
             places = [place_of(self._sources, number) for number in sorted(totals.sample_ids)]
             self._records.put(
                 {
@@ -236,24 +238,30 @@ class Guard:
                     "samples": [{"id": one.id, "shard": one.shard, "category": one.category} for one in places],
                 }
             )
-        self._read_records()
+            return self._records
+
+        self._decide(put)
         return f"its {len(totals.sample_ids)} samples are named in {self._saver.run / 'bad_steps.jsonl'}"
 
-    def _read_records(self) -> None:
-        records = self._records
-        rows = (records.with_action(["rewind"]), records.with_action(["elsewhere"])) if records is not None else None
-        self._left_out, self._suspected = of_first_rank(rows) or ({}, {})
+    def _decide(self, change: Callable[[], BadSteps]) -> None:
+        """Change the file, on rank 0, and share what it now decides about steps to come."""
+
+        def changed() -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+            self._records = change()
+            return self._records.left_out(), self._records.repeated()
+
+        self._left_out, self._repeated = agreed(changed if dist.get_rank() == 0 else lambda: ({}, {}))
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        return checkpoint_files.newest(self._saver.run) if self._records is not None else None
+        return checkpoint_files.newest(self._saver.run) if dist.get_rank() == 0 else None
 
     def _nodes(self, passes: Sequence[Pass]) -> list[str]:
-        """The nodes of the ranks whose own share of the loss was no number, or changed."""
+        """The nodes of the copies of the model whose share of the loss was no number, or changed."""
         own = [one.own_loss for one in passes]
         errs = not all(map(math.isfinite, own)) or max(own) - min(own) > TOLERANCE * abs(max(own))
-        found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, platform.node() if errs else None)
-        return sorted({node for node in found if node is not None})
+        found = all_ranks((parallel_state.get_data_parallel_rank(), platform.node(), errs))
+        copies = {copy for copy, _, errs in found if errs}
+        return sorted({node for copy, node, _ in found if copy in copies})
 
     def _say(self, line: str) -> None:
         if dist.get_rank() == 0:

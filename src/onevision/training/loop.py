@@ -198,6 +198,7 @@ def train(
                 if outcome.rewind is not None:
                     step, guarded = checkpoint.load_training(*outcome.rewind, parts, optimizer, scheduler)
                     guard.begin_after(step, guarded)
+                    batches_of_steps.close()
                     if copies is not None:
                         copies.forget()
                     batches_of_steps = replica.share(loader, step, settings.steps)

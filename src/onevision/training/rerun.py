@@ -12,8 +12,8 @@ compute the step a second time in place, with the random states of the first. Th
   saved: the run leaves a row in bad_steps.jsonl and ends with the exit code of `Suspect`. When it comes to the step
   after the next start, on other nodes where the launcher has them, the same result is believed.
 - *Which node.* The machine names the rank whose own value was rejected. Loss and gradient norm are sums over all ranks:
-  a rank is named when its own share of the loss was no number or changed. An error in a backward pass is found, but not
-  placed.
+  the nodes of a copy of the model are named when its share of the loss was no number or changed. An error in a backward
+  pass is found, but not placed.
 
 The machine holds off until a first step is complete, as it could not save a checkpoint before; it is told that it is.
 It reads "cuda" in literals, which the CPU's stand-ins answer. Only what shows in loss or gradient norm is found, at the
