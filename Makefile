@@ -116,6 +116,9 @@ samples: $(READY)  ## samples of STEP of RUN; without STEP: did every step have 
 cancel: $(READY)  ## end the job of RUN, saved
 	@$(JOBS) cancel $(run) $(ARGS)
 
+parallel-check: $(READY)  ## every parallel layout against one process, and runs that go on in another layout
+	@.venv/bin/python -m benchmarks.parallel $(ARGS)
+
 fault-check: $(READY)  ## kill, freeze, damage and fill up real training runs on this machine: nothing may be lost
 	@.venv/bin/python -m benchmarks.faults $(ARGS)
 
@@ -202,5 +205,5 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
   stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval report export slurm-up slurm-down slurm-check scripts \
-  fault-check cuda cuda-check gpu-check \
+  parallel-check fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -13,6 +13,7 @@ from onevision.training.history import read_metrics
 EQUAL = ("loss", "grad_norm", "lr", "tokens", "samples", "skipped", "loss_by_category")
 # What a run folder holds. Everything else is a leftover.
 KNOWN = {
+    "bad_steps.jsonl",
     "checkpoints",
     "environment.json",
     "lineage.json",

@@ -424,7 +424,7 @@ def _odd_values(node: Any, key: str) -> list[str]:
         return [line for name, value in node.items() for line in _odd_values(value, f"{key}.{name}" if key else name)]
     if isinstance(node, list):
         return [line for number, value in enumerate(node) for line in _odd_values(value, f"{key}[{number}]")]
-    if isinstance(node, float) and not math.isfinite(node):
+    if isinstance(node, float) and math.isinf(node):
         return [f"{key}={node} is not a finite number"]
     if isinstance(node, int) and not -(2**63) <= node < 2**63:
         return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]

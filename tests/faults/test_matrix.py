@@ -19,7 +19,7 @@ from onevision.errors import InputError
 CASES = {case.name: case for case in matrix.all_cases(seed=7)}
 # Each is the only one here of a path of the suite, of the runner, or of both.
 CHOSEN = (
-    "backward",
+    "backward (rank",
     "nobody kills the others",
     "half a row of metrics",
     "async save: half a shard",

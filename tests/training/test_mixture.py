@@ -42,7 +42,7 @@ def mixture(data_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def test_a_run_on_a_mixture_tells_each_sources_epochs_and_lineage(
     make_recipe: MakeRecipe, mixture: dict[str, Any]
 ) -> None:
-    recipe = make_recipe(data=mixture, steps=12)
+    recipe = make_recipe(data=mixture, steps=12, checkpoint={"interval": 12})
     assert preflight(recipe, CPUS, nodes=1).problems == []
     train(recipe)
     rows = read_metrics(recipe.output)

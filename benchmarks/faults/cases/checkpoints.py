@@ -64,7 +64,7 @@ def cases() -> list[Case]:
     found.append(
         Case(
             "checkpoint damaged",
-            "all of the run to start from",
+            "all that there is to start from",
             codes=(InputError.exit_code,),
             line="holds no checkpoint",
             world=_start_damaged,

@@ -128,16 +128,32 @@ def _indexes() -> list[Case]:
 
 
 def _batches() -> list[Case]:
-    spoil = Moment("", "onevision.data.staging:Staging.receive", 4, after=True)
+    fault, bad = "batch of NaN", "step 4: loss is nan"
+    spoil = [Injection(Moment("", "onevision.data.staging:Staging.receive", 4, after=True), to_nan)]
+    left_out = partial(Case, fault, injections={1: spoil}, curve=False, outcome="finished without the update of step 4")
     return [
         Case(
-            "batch of NaN",
+            fault,
             "train.on_divergence=stop",
             2,
             (Diverged.exit_code,),
-            "step 4: loss is nan; samples of the batch: .+",
-            injections={1: [Injection(spoil, to_nan)]},
-        )
+            rf"{bad}; its \d+ samples are named in .*bad_steps.jsonl",
+            injections={1: spoil},
+        ),
+        left_out(
+            "train.on_divergence=skip",
+            2,
+            line=f"{bad}: its update is skipped",
+            settings=("train.on_divergence=skip",),
+            check=partial(_went_on, "skip"),
+        ),
+        left_out(
+            "train.on_divergence=rewind",
+            2,
+            line=f"{bad}: back to .*step_00000002",
+            settings=("train.on_divergence=rewind",),
+            check=partial(_went_on, "left out"),
+        ),
     ]
 
 
@@ -196,4 +212,13 @@ def _masked(place: Place, end: End) -> list[str]:
         problems.append("more than one sample of a step was skipped")
     if not any("is not learned from" in log for log in end.logs):
         problems.append("the log does not name the sample")
+    return problems
+
+
+def _went_on(action: str, place: Place, end: End) -> list[str]:
+    rows = read_metrics(place.run)
+    bad = {row["step"]: row["action"] for row in rows if "bad" in row}
+    problems = [] if bad == {4: action} else [f"bad steps: {bad}"]
+    if [row["step"] for row in rows] != list(range(1, STEPS + 1)):
+        problems.append(f"steps {[row['step'] for row in rows]}")
     return problems

@@ -151,6 +151,13 @@ class PackLoader:
     def _batch(self, packs: MicroBatch) -> PackedBatch:
         entries = [self._entries(*pack) for pack in packs]
         outlines = [[self._outline(source, entry) for source, entry in pack] for pack in entries]
+        for number, pack in enumerate(outlines):
+            if (length := sum(sample.length for sample in pack)) > self.data.sequence_length:
+                path = self.sources.sources[packs[number][0]].packs.path
+                raise DataError(
+                    f"{path}: pack {packs[number][1]} has {length} tokens, more than {self.data.sequence_length}: run "
+                    "`make pack` again"
+                )
         layout = BatchLayout(outlines, self.data.sequence_length, self.tokenizer)
         samples = [sample for pack in entries for sample in pack]
         damage: dict[int, str] = {}  # by the sample's number in the batch

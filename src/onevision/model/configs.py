@@ -127,8 +127,11 @@ def row_multiple(config: TransformerConfig) -> int:
     return FP8_ROWS if config.fp8 else 1
 
 
-def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
-    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
+def vision_config(
+    architecture: Architecture, language: TransformerConfig, *, whole: bool = False
+) -> TransformerConfig:
+    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings; `whole`
+    if no other rank has a part of it."""
     vision = architecture.vision
     # Megatron's recomputed MLP hands its bias out, which makes that parameter a result of itself: backward never ends.
     # Language has no biases.
@@ -137,6 +140,7 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     return replace(
         language,
         # All of it stands on the first stage, and images belong to one rank of those that share tokens.
+        tensor_model_parallel_size=1 if whole else language.tensor_model_parallel_size,
         pipeline_model_parallel_size=1,
         virtual_pipeline_model_parallel_size=None,
         pipeline_model_parallel_layout=None,

@@ -10,13 +10,15 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
@@ -24,6 +26,7 @@ from onevision.errors import InputError, OneVisionError, StorageError
 from onevision.files import full_disk, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
+from onevision.training.agreement import of_first_rank
 from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
@@ -79,14 +82,19 @@ def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
     the checkpoint they have the names of the whole model. What backends keep beside them (`_extra_state`) is left out,
     so that a checkpoint of one backend loads in another; the scales of FP8 are a part of their own
     (training/fp8_state.py)."""
-    return {
-        name: {
-            key: value
-            for key, value in part.sharded_state_dict(metadata=CONTENT).items()
-            if not key.endswith(EXTRA_STATE)
-        }
-        for name, part in _named(parts)
-    }
+    return {name: _own_weights(part) for name, part in _named(parts)}
+
+
+def _own_weights(part: OneVisionModel) -> dict[str, Any]:
+    state = part.sharded_state_dict(metadata=CONTENT)
+    state = {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+    if part.part.split_vision:  # modules that are alone do not know that other ranks have the same
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        for key, value in state.items():
+            if key.startswith(("vision.", "adapter.")):
+                pipeline, _, data = value.replica_id
+                value.replica_id = (pipeline, rank, data)
+    return state
 
 
 def _named(parts: Sequence[OneVisionModel]) -> list[tuple[str, OneVisionModel]]:
@@ -120,6 +128,7 @@ class Checkpointer:
 
     def __init__(self, run: Path, architecture: Architecture, *, keep: int, asynchronous: bool) -> None:
         self.run, self.architecture, self.keep, self.asynchronous = run, architecture, keep, asynchronous
+        _tell_full_disks()
         self._queue = AsyncCallsQueue()
         self._writing = False
         if dist.get_rank() == 0:
@@ -204,6 +213,24 @@ class Checkpointer:
                 self._writing = self._queue.get_num_unfinalized_calls() > 0
 
 
+def _tell_full_disks() -> None:
+    """Let a writer's process send the system's error. It gets another one from PyTorch, which misses the bytes that
+    could not be written and does not say why."""
+    write = filesystem_async._write_item
+    if getattr(write, "tells", False):
+        return
+
+    @wraps(write)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return write(*args, **kwargs)
+        except RuntimeError as error:
+            raise full_disk(error) or error from None
+
+    told.tells = True  # type: ignore[attr-defined]
+    filesystem_async._write_item = told
+
+
 @contextmanager
 def _clean_failure(temporary: Path) -> Iterator[None]:
     """Remove the half-written folder of a failed save and say in one line what happened."""
@@ -217,6 +244,8 @@ def _clean_failure(temporary: Path) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
         cause = full_disk(error)
         reason = cause.strerror if cause is not None else str(error).splitlines()[0]
+        if isinstance(error, CheckpointException):  # raised on all ranks, and only the first one is told why
+            reason = of_first_rank(reason)
         raise StorageError(
             f"checkpoint {temporary.parent} could not be saved: {reason} ({free / 1e6:,.0f} MB were free); "
             "earlier checkpoints are untouched: make room and run again"

@@ -2,6 +2,10 @@
 
 A checkpoint is complete or not there: `checkpoints/step_00000100/` appears by one rename after everything in it was
 written, `checkpoint.json` lists its files with size and digest.
+
+Some of its files are pickles, which can run any code when they are loaded: whoever loads a checkpoint has it from
+`find` or `newest` with `verify`, which read no pickle, and find only files that are as they were written. A checkpoint
+from elsewhere is to be trusted like a program; weights in safetensors (`make import`) are not pickles.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from onevision.fingerprint import file_digest, value_digest
 from onevision.model.presets import Architecture
 
 CHECKPOINT_FILE = "checkpoint.json"
+LOADED = (".metadata", "common.pt", "metadata.json")  # what Megatron reads beside *.distcp; the first two are pickles
 STEP_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -50,9 +55,14 @@ def verify_sizes(folder: Path) -> dict[str, Any]:
         raise DataError(str(error)) from None
     if not isinstance(content, dict) or content.get("fingerprint") != _fingerprint(content):
         raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
+    if not _well_formed(content):
+        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: it does not say what a checkpoint is made of")
+    for path in folder.iterdir():
+        if path.name not in content["files"] and (path.name in LOADED or path.suffix == ".distcp"):
+            raise DataError(f"{path} is no file of this checkpoint: {CHECKPOINT_FILE} does not list it")
     for name, entry in content["files"].items():
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             raise DataError(f"{path} is missing")
         size = path.stat().st_size
         if size != entry["bytes"]:
@@ -170,6 +180,23 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     shutil.rmtree(folder.rename(hidden))
+
+
+def _well_formed(content: dict[str, Any]) -> bool:
+    """Whether checkpoint.json has what is read of it, and names no file of another folder."""
+    files, model = content.get("files"), content.get("architecture")
+    return (
+        isinstance(content.get("step"), int)
+        and isinstance(model, dict)
+        and isinstance(model.get("name"), str)
+        and all(isinstance(model.get(part), dict) for part in ("vision", "language"))
+        and isinstance(files, dict)
+        and all(
+            name not in ("", ".", "..") and "/" not in name and isinstance(entry, dict)
+            and isinstance(entry.get("bytes"), int) and isinstance(entry.get("digest"), str)
+            for name, entry in files.items()
+        )
+    )  # fmt: skip
 
 
 def _fingerprint(content: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import psutil
 
 from onevision.errors import Busy, InputError
-from onevision.files import read_json, storage_errors, write_json
+from onevision.files import read_json, read_record, storage_errors, write_json
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
@@ -114,7 +114,7 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
     record = Path(recipe.output) / "run.json"
     if not record.exists():
         return None
-    before = read_json(record)
+    before = read_record(record, values=dict, inputs=dict)
     # A run of an older version has no value for a key that is newer: it ran as the key's default does.
     values = deciding_values(Recipe()) | before["values"]
     changed = [
