@@ -25,7 +25,7 @@ def problem() -> str:
     least, below = TRANSFORMER_ENGINE
     if not least <= version < below:
         return f"Transformer Engine is {found}, megatron-core 0.16.1 needs 2.9 to 2.11: take another NGC release"
-    for name in ("h5py", "omegaconf", "pyarrow", "submitit", "tokenizers", "webdataset"):
+    for name in ("h5py", "omegaconf", "pyarrow", "submitit", "tokenizers"):
         importlib.import_module(name)
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, Transformer Engine {found}")
     return ""

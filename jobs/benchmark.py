@@ -10,7 +10,7 @@ from typing import Any
 from jobs.cluster import Work
 from jobs.numbers import whole as whole_number
 from jobs.place import SETTINGS, place_of, start
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from onevision.errors import InputError
 from onevision.recipe import Recipe
 
@@ -80,7 +80,7 @@ def whole(own: dict[str, str], key: str) -> int:
 
 def bench_here(recipes: list[Recipe], own: dict[str, str], overrides: list[str], out: Path) -> list[dict[str, Any]]:
     """The job itself, in every rank: a row a stage, written by the first rank as soon as it is there."""
-    quiet()
+    ready_model()
     import torch
 
     from benchmarks.throughput.measure import Settings, measure_training

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,9 +247,10 @@ def health_lines(work: Work, site: Site) -> list[str]:
 def teardown_lines(work: Work, site: Site) -> list[str]:
     """Lines of the batch script after srun, whose exit code they find in `$?`."""
     python = python_command(site, gpu=False)
+    command = f"{python} -m jobs.starts end {_quoted(work.records)} $? {site.max_restarts} {_run(work)}".rstrip()
     return [
-        f"{python} -m jobs.starts end {_quoted(work.records)} $? {site.max_restarts} {_run(work)}".rstrip(),
-        'code=$?; if [ $code = 75 ]; then again ""; fi',
+        f"unfit=$({command})",
+        'code=$?; if [ $code = 75 ]; then again "$unfit"; fi',
         "exit $code",
     ]
 
@@ -291,14 +293,23 @@ def _run(work: Work) -> str:
     return f"{shlex.quote(str(work.run))} " if work.run is not None else ""
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def _environment(site: Site) -> Iterator[None]:
-    """os.environ as Slurm's commands should see it; submitit hands it on."""
-    former = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(site.slurm.environment())
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
+    """os.environ as Slurm's commands should see it; submitit hands it on. Threads take turns: it is the process's."""
+    with _ONE_AT_A_TIME:
+        former, wanted = dict(os.environ), site.slurm.environment()
+        _change_environment(former, wanted)
+        try:
+            yield
+        finally:
+            _change_environment(wanted, former)
+
+
+def _change_environment(before: dict[str, str], after: dict[str, str]) -> None:
+    """Set and remove what differs; what is the same in both is there all the time, for other threads' commands."""
+    for name in before.keys() - after.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in after.items() if before.get(name) != value})

@@ -9,7 +9,7 @@ from jobs.arguments import parse, run_recipe
 from jobs.cluster import Work
 from jobs.numbers import whole
 from jobs.place import place_of, start
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
@@ -59,7 +59,7 @@ def export_work(recipe: Recipe, run: Path, step: int | None, output: Path) -> Wo
 
 def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
     """The import job itself."""
-    quiet()
+    ready_model()
     from onevision.convert.importing import import_exported, import_pretrained
 
     if "exported" in sources:
@@ -69,7 +69,7 @@ def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
 
 def export_here(recipe: Recipe, run: Path, step: int | None, output: Path) -> dict[str, Any]:
     """The export job itself."""
-    quiet()
+    ready_model()
     from onevision.convert.exporting import export
     from onevision.training.checkpoint_files import step_folder
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from jobs.cluster import Work
 from jobs.data import packed_data
 from jobs.here import launch
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from jobs.train import train_stage
 from onevision.concepts.balance.build import build_balance
 from onevision.concepts.build import build_concepts
@@ -91,7 +91,7 @@ def make_source(recipe: Recipe) -> None:
 
 def make_before(recipe: Recipe) -> None:
     """The stage-0 checkpoint and its answers."""
-    quiet()
+    ready_model()
     from onevision.evaluation.accuracy import evaluate
     from onevision.training.loop import initialise
 
@@ -101,7 +101,7 @@ def make_before(recipe: Recipe) -> None:
 
 def make_report(stages: Sequence[Recipe], root: Path) -> dict[str, Any]:
     """The answers after training, the export, the summary and the reports."""
-    quiet()
+    ready_model()
     from onevision.convert.exporting import export
     from onevision.evaluation.accuracy import evaluate
     from onevision.report.concept_facts import read_concept_facts

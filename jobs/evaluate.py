@@ -12,7 +12,7 @@ from rich.table import Table
 from jobs.arguments import parse, run_recipe
 from jobs.cluster import Work
 from jobs.place import place_of, start
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from onevision.recipe import Recipe
 
 
@@ -44,7 +44,7 @@ def _show(path: Path, summary: dict[str, Any]) -> None:
 
 def evaluate_here(recipe: Recipe, checkpoint: str, output: str) -> dict[str, Any]:
     """The evaluation job itself."""
-    quiet()
+    ready_model()
     from onevision.evaluation.accuracy import evaluate
 
     return evaluate(recipe, checkpoint, Path(output)).summary

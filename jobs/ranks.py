@@ -16,7 +16,7 @@ from onevision.recipe import Recipe
 
 def train_here(recipe: Recipe) -> dict[str, Any]:
     """The training job itself: one process a rank, which finds its place in the launcher's environment."""
-    quiet()
+    ready_model()
     from onevision.model.device import Ranks
     from onevision.training.loop import train
 
@@ -36,10 +36,18 @@ def train_here(recipe: Recipe) -> dict[str, Any]:
 
 def initialise_here(recipe: Recipe) -> dict[str, Any]:
     """The job of `init`."""
-    quiet()
+    ready_model()
     from onevision.training.loop import initialise
 
     return initialise(recipe)
+
+
+def ready_model() -> None:
+    """What a process does before it imports the model."""
+    quiet()
+    from onevision.model.megatron import import_megatron
+
+    import_megatron()
 
 
 def quiet() -> None:

@@ -102,6 +102,29 @@ def test_parts_of_other_inputs_are_not_used(tmp_path: Path) -> None:
     assert made == list(range(PARTS))
 
 
+WAITS = """
+import sys, time
+from pathlib import Path
+from onevision.ranks import find_ranks
+ranks = find_ranks()
+ranks.wait()
+if ranks.rank:
+    time.sleep(1)
+before = time.process_time()
+ranks.gather(None)
+if not ranks.rank:
+    Path(sys.argv[1]).write_text(str(time.process_time() - before))
+"""
+
+
+def test_a_rank_that_waits_sleeps(tmp_path: Path) -> None:
+    """A second's wait costs a core far less than a second; asking over and over would cost all of it."""
+    place = tmp_path / "seconds"
+    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "mpi4py", "-c", WAITS, str(place)]
+    subprocess.run(command, timeout=120, check=True)
+    assert float(place.read_text()) < 0.2
+
+
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_any_number_of_ranks_leaves_the_same(size: int, tmp_path: Path) -> None:
     alone = run_parts("test", tmp_path / "alone", {"seed": 1}, PARTS, build, finish)

@@ -24,7 +24,7 @@ from benchmarks.gpu.checks import Findings, say
 from benchmarks.gpu.corpus import make_corpus
 from benchmarks.gpu.curves import draw_curves
 from benchmarks.gpu.section import reason_of
-from jobs.ranks import quiet
+from jobs.ranks import ready_model
 from onevision.machine import version
 from onevision.recipe import recipe_from
 from onevision.training.history import read_metrics
@@ -116,7 +116,7 @@ def check(
 
     What needs Transformer Engine comes last: the rest is there on every GPU.
     """
-    quiet()
+    ready_model()
     began = time.perf_counter()
     data = make_corpus(scratch, preset, int(sequence_length), float(share))
     seconds = time.perf_counter() - began

@@ -93,10 +93,15 @@ def pipeline_recipes(recipe_file: Path, folder: Path) -> Path:
 
 
 def pipeline(lab: Lab, site_file: Path, recipes: Path, nodes: int, *settings: str) -> dict[str, str]:
-    """Queue all steps of a folder of recipes and wait until none is left; by name how they ended."""
-    before = set(lab.slurm.queue())
+    """Queue all steps of a folder of recipes, whose runs stand beside it, and wait until none is left; by name how they
+    ended.
+    """
     run_pipeline([str(recipes), f"nodes={nodes}", f"site={site_file}", *settings])
-    jobs = {job.comment + ":" + job.name: number for number, job in lab.slurm.queue().items() if number not in before}
+    jobs = {
+        f"{job.comment}:{job.name}": number
+        for number, job in lab.slurm.queue().items()
+        if Path(job.comment).is_relative_to(recipes.parent)  # other jobs may be queued beside it
+    }
     return ends(lab, jobs)
 
 

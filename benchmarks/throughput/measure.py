@@ -26,17 +26,18 @@ from onevision.data.sources import entries_of
 from onevision.errors import InputError
 from onevision.model.backend import machine_problems
 from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
-from onevision.model.layout import training_problems
+from onevision.model.layout import architecture_problems
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
-from onevision.recipe import Recipe
+from onevision.recipe import Recipe, layout_problems
 from onevision.training.environment import environment, training_facts
 from onevision.training.flops import device_peak, recompute_flops, step_flops
 from onevision.training.inputs import input_paths, open_inputs
-from onevision.training.loop import build_model
 from onevision.training.metrics import memory_mb
+from onevision.training.parts import build_parts
 from onevision.training.precision import allow_tf32, precision_dtype
 from onevision.training.profiling import StepProfiler
+from onevision.training.replica import join_replica
 from onevision.training.step import StepTotals, reduce_totals
 from onevision.training.stepper import Stepper
 from onevision.training.timeline import Timeline
@@ -79,21 +80,23 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         InputError: the recipe does not fit the ranks.
         torch.OutOfMemoryError: it does not fit the device.
     """
-    problems = training_problems(recipe, ranks.world_size)
+    problems = layout_problems(recipe, ranks.world_size)
+    problems += architecture_problems(recipe, PRESETS[recipe.model.preset])
     problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
     if problems:
         raise InputError("; ".join(problems))
     recipe = _with_steps(recipe, settings)
-    device = start(ranks, recipe.seed)
+    device = start(ranks, recipe.seed, parallel=recipe.parallel)
     threads = set_threads(recipe.train.threads, ranks.local_size)
     allow_tf32(recipe.train.tf32)
     with runtime_context(device):
         began = time.perf_counter()
         architecture = PRESETS[recipe.model.preset]
-        model = build_model(recipe, device, initialize=False)
-        draw_weights(model, recipe.seed)
+        parts = build_parts(recipe, device, initialize=False)
+        for part in parts:
+            draw_weights(part, recipe.seed)
         source, data, categories = _batches(recipe, settings, device)
-        stepper = Stepper(recipe, model, categories)
+        stepper = Stepper(recipe, parts, categories)
         facts = training_facts(recipe, device, stepper.optimizer)
         timeline = Timeline(device)
         timeline.attach(stepper)
@@ -105,8 +108,9 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
             batches = [batch.to(device) for batch in next(source)]
             waited = time.perf_counter() - start_of_step
             losses = stepper.compute(batches)
-            totals = reduce_totals(losses, batches, 0)
-            norm = stepper.update()
+            totals = reduce_totals(losses, batches, 0, categories)
+            norm = stepper.gradient_norm()
+            stepper.update(norm)
             timeline.mark("other")
             stepper.advance()
             return totals, waited, norm
@@ -267,7 +271,8 @@ def _own_batches(recipe: Recipe, device: torch.device) -> tuple[Iterator[list[Pa
         dtype=precision_dtype(recipe.train.precision),
     )
     folders = ", ".join(entry.packs for entry in entries_of(recipe.data))
-    return loader.iterate(0, recipe.train.steps), f"packs of {folders}", len(inputs.sources.categories)
+    batches = join_replica(recipe.parallel).share(loader, 0, recipe.train.steps)
+    return batches, f"packs of {folders}", len(inputs.sources.categories)
 
 
 def _pinned(batch: PackedBatch) -> PackedBatch:

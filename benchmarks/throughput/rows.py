@@ -106,12 +106,13 @@ def _measure(specification: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.throughput.peers import Peer, measure_first_peer
 
         return measure_first_peer([Peer(**values) for values in specification["peers"]])
+    from jobs.ranks import ready_model
+
+    ready_model()
     from benchmarks.throughput.measure import Settings, measure_first_fitting
-    from jobs.ranks import quiet
     from onevision.model.device import Ranks
     from onevision.recipe import recipe_from
 
-    quiet()
     given = dict(specification["settings"])
     given["folder"] = Path(given["folder"]) if given.get("folder") else None
     recipes = [recipe_from(values) for values in specification["recipes"]]

@@ -66,7 +66,7 @@ def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
 
 def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> Recipe:
     """The recipe with so many micro-batches a rank and step; 0: its own global batch, or at least one for each rank."""
-    ranks = max(1, world_size // (recipe.parallel.tensor * recipe.parallel.pipeline))
+    ranks = max(1, world_size // recipe.parallel.model_ranks)
     once = recipe.train.micro_batch_size * ranks
     count = micro_batches or max(1, recipe.train.global_batch_size // once)
     return replace(recipe, train=replace(recipe.train, global_batch_size=count * once, init_from=""))

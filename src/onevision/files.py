@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,23 @@ from typing import Any
 from onevision.errors import InputError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The "disk full" behind an error, looked for in its causes and in what a failed writer sent."""
+    seen: list[Any] = [error]
+    while seen:
+        current = seen.pop()
+        if isinstance(current, OSError) and current.errno in FULL:
+            return current
+        if isinstance(current, str):  # of an error that came from another process there is only the text
+            numbers = map(int, re.findall(r"\[Errno (\d+)\]", current))
+            if number := next((number for number in numbers if number in FULL), 0):
+                return OSError(number, os.strerror(number))
+        if isinstance(current, BaseException):
+            seen += [current.__cause__, current.__context__, *current.args]
+            seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
+    return None
 
 
 @contextmanager
@@ -42,6 +60,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replacing` has left in a folder where it was killed. Nobody may be writing there."""
+    for path in folder.glob(".*.tmp*"):
+        if re.fullmatch(r"\..+\.tmp\d+", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

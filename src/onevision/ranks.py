@@ -6,6 +6,7 @@ A step sends each other only what does not grow with the number of samples: hist
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onevision.errors import InputError
 
 # One of them is set by every launcher: MPICH, Intel MPI and Slurm's pmi2; Open MPI; pmix.
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-4, 1e-2  # seconds between two looks at whether the others are there
 
 
 class Ranks:
@@ -32,16 +34,19 @@ class Ranks:
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
+        self.wait()
         return self._communicator.bcast(value) if self._communicator else value
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks in their order, on every rank."""
+        self.wait()
         return self._communicator.allgather(value) if self._communicator else [value]
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """Element-wise sum of the ranks' arrays (same shape and dtype), on every rank."""
         if not self._communicator:
             return values
+        self.wait()
         total = np.empty_like(values)
         self._communicator.Allreduce(np.ascontiguousarray(values), total)
         return total
@@ -52,6 +57,7 @@ class Ranks:
             return 0
         from mpi4py import MPI
 
+        self.wait()
         node = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
         try:
             return int(node.Get_rank())
@@ -59,9 +65,14 @@ class Ranks:
             node.Free()
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Sleep until every rank is here. An MPI library asks over and over instead, which takes the core of a rank
+        that still works where there are more ranks than cores.
+        """
         if self._communicator:
-            self._communicator.Barrier()
+            everyone, pause = self._communicator.Ibarrier(), _SHORTEST_PAUSE
+            while not everyone.Test():
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks: one that failed must not leave the others waiting. Does nothing when alone."""

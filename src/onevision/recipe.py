@@ -123,6 +123,9 @@ class CheckpointRecipe:
     interval: int = 100  # steps
     keep: int = 2
     asynchronous: bool = True
+    # Folder on storage of each node (/dev/shm/NAME) for copies that only a restart on the same nodes can use; "": none.
+    local: str = ""
+    local_interval: int = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -209,13 +212,19 @@ _MINIMUM: dict[str, float] = {
     "train.fp8_bf16_layers": 0,
     "train.threads": 0,
     "train.hang_seconds": 0,
+    "train.spike_factor": 0,
+    "train.spike_window": 1,
+    "train.max_skipped_steps": 0,
     "parallel.tensor": 1,
+    "parallel.context": 1,
     "parallel.pipeline": 1,
+    "parallel.virtual_pipeline": 1,
     "performance.bucket_size": 0,
     "profile.first_step": 0,
     "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
+    "checkpoint.local_interval": 1,
     "evaluation.max_new_tokens": 1,
     "evaluation.batch_tokens": 1,
 }
@@ -395,6 +404,11 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
         )
+    if recipe.checkpoint.local and train.precision == "fp8" and train.fp8_recipe == "delayed":
+        problems.append(
+            f"checkpoint.local={recipe.checkpoint.local}: the scales of delayed FP8 are not part of a local copy: use "
+            "train.fp8_recipe=tensorwise, or no local copies"
+        )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
     if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
         problems.append(
@@ -443,11 +457,12 @@ def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:
 def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
     """What keeps a recipe from running on `world_size` ranks, each naming the value and what to change."""
     parallel, train = recipe.parallel, recipe.train
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.model_ranks
     if world_size % model_ranks:  # how many ranks share the batch cannot be said
         return [
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} does not divide "
-            f"{world_size} ranks: choose sizes whose product does, or another number of nodes"
+            f"parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x parallel.pipeline="
+            f"{parallel.pipeline} does not divide {world_size} ranks: choose sizes whose product does, or another "
+            "number of nodes"
         ]
     data_ranks = world_size // model_ranks
     packs = train.micro_batch_size * data_ranks
@@ -457,5 +472,12 @@ def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
         return [
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{train.micro_batch_size} x {data_ranks} data-parallel ranks: set it to {choices}, or use other nodes"
+        ]
+    micro_batches = train.global_batch_size // packs
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        return [
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs micro-batches by the stage: {micro_batches} "
+            f"(train.global_batch_size={train.global_batch_size} / {packs} packs at a time) is not a multiple of "
+            f"parallel.pipeline={parallel.pipeline}: change one of them, or set parallel.virtual_pipeline=1"
         ]
     return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class ModelRecipe:
     """Which architecture, and which of its parts stay as they are."""
 
-    preset: str = "8b"  # tiny, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
+    preset: str = "8b"  # tiny, mini, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
     freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
@@ -50,14 +50,37 @@ class TrainRecipe:
     peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
     threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
     hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
+    # What follows a bad step: loss or gradient norm is not a finite number, or a spike. What is done: training/guard.py
+    on_divergence: str = "stop"  # stop, skip (without its update), rewind (to the last checkpoint, leave its batch out)
+    spike_factor: float = (
+        0.0  # a spike is above so many times the median of the last spike_window good steps; 0: none
+    )
+    spike_window: int = 64  # steps; until there were so many there is no spike
+    max_skipped_steps: int = 20  # bad steps of a run that are skipped or left out; one more ends it
+    rerun: str = "off"  # off, validate (a bad step is computed again, to find hardware that errs: training/rerun.py)
+    deterministic: bool = False  # kernels and orders that give the same bits twice, for tests; slower on a GPU
 
 
 @dataclass(frozen=True)
 class ParallelRecipe:
     """How one copy of the model is spread over ranks; the other ranks are data-parallel. Results differ by rounding."""
 
-    tensor: int = 1  # ranks that share every layer
-    pipeline: int = 1  # ranks that have a part of the language layers each
+    tensor: int = 1  # ranks that share the weights of every layer
+    sequence: bool = False  # these ranks also share the tokens where a layer is elementwise: less memory, same traffic
+    context: int = 1  # ranks that share the tokens of a pack, all along
+    pipeline: int = 1  # stages, of some language layers each; the first one has the vision tower and the adapter too
+    virtual_pipeline: int = 1  # parts of the model a stage has: smaller bubbles, more traffic
+    # Language layers of each part, in the order in which tokens pass them: pipeline x virtual_pipeline numbers. Empty:
+    # as even as it goes when the vision tower and the head are counted as the layers that they cost.
+    stage_layers: list[int] = field(default_factory=list)
+    # Every tensor-parallel rank has the whole vision tower and computes a part of the images, instead of a part of
+    # every layer for all of them: no traffic inside the tower, its weights and optimizer state in full on each rank.
+    split_vision: bool = False
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor * self.context * self.pipeline
 
 
 @dataclass(frozen=True)
@@ -80,13 +103,15 @@ class ProfileRecipe:
 
 
 TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
-    "model.preset": ("tiny", "140m", "0.6b", "1.7b", "4b", "8b"),
+    "model.preset": ("tiny", "mini", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.backend": ("auto", "transformer_engine", "torch"),
     "model.recompute": ("none", "full", "selective"),
     "optimizer.state_dtype": ("fp32", "bf16"),
     "train.precision": ("bf16", "fp32", "fp8"),
     # MXFP8 needs Blackwell. Blocks of 128 x 128 ("blockwise") run on Hopper, but only where all sizes divide by 128.
     "train.fp8_recipe": ("tensorwise", "delayed"),
+    "train.on_divergence": ("stop", "skip", "rewind"),
+    "train.rerun": ("off", "validate"),
 }
 # Norms alone cannot be: Megatron-core needs Transformer Engine for it, whose norms are one with the layers after them.
 RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
@@ -96,7 +121,9 @@ NOT_OFFERED = {
         "a CUDA graph replays fixed shapes, and every pack has other segments, image sizes and numbers of patches "
         "(Megatron-core captures layers without packed_seq_params only)"
     ),
-    "performance.tp_comm_overlap": "it overlaps tensor parallelism, and parallel.tensor is 1 in this version",
+    "performance.tp_comm_overlap": (
+        "Megatron-core overlaps it by Transformer Engine's user buffers, of a fixed number of tokens, and images vary"
+    ),
     "performance.use_distributed_optimizer": "the distributed optimizer is always on",
 }
 FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multiple of
@@ -124,6 +151,8 @@ def precision_problems(
         problems.append("optimizer.state_dtype=bf16 is for BF16 weights: with train.precision=fp32 use fp32")
     if train.tf32 and train.precision != "fp32":
         problems.append(f"train.tf32=true is for train.precision=fp32 (is {train.precision}): leave it false")
+    if 0 < train.spike_factor <= 1:
+        problems.append(f"train.spike_factor={train.spike_factor} would call every step bad: set it above 1, or to 0")
     if train.precision == "fp8":
         return problems + _fp8_problems(model, train, sequence_length)
     if train.fp8_bf16_layers:
@@ -148,5 +177,10 @@ def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) 
         problems.append(
             f"train.fp8_bf16_layers={train.fp8_bf16_layers}: delayed scaling has all layers in FP8: set it to 0, or "
             "use train.fp8_recipe=tensorwise"
+        )
+    if train.fp8_recipe == "delayed" and train.rerun != "off":
+        problems.append(
+            f"train.rerun={train.rerun}: delayed scaling changes its scales in every pass, so that a step cannot be "
+            "computed again as it was: use train.fp8_recipe=tensorwise, or train.rerun=off"
         )
     return problems

@@ -17,7 +17,8 @@ from onevision.files import read_json
 from onevision.ranks import Ranks
 from onevision.recipe import Recipe
 from onevision.steps import StepResult
-from tests.concepts.cases import SHARD, make_recipe, record
+from tests.concepts.cases import NAMES, SHARD, make_recipe, record, write_names
+from tests.concepts.tiny_clip import save_tiny_clip
 
 PARTS = 12
 
@@ -53,9 +54,12 @@ def test_any_number_of_ranks_leaves_the_same_bytes(recipe: Recipe, alone: Path, 
 
 @pytest.mark.slow
 def test_ranks_that_embed_leave_the_same_bytes(tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path, [record(i) for i in range(5 * SHARD)])
+    weights = str(save_tiny_clip(tmp_path / "clip"))
+    clip = {"encoder": "clip", "weights": weights}
+    vocabulary = str(write_names(tmp_path / "names", NAMES, **clip))
+    recipe = make_recipe(tmp_path, [record(i) for i in range(5 * SHARD)], vocabulary=vocabulary, **clip)
     alone = build_concepts(recipe, tmp_path / "alone", report=str).folder
-    by_mpiexec(3, build_concepts, recipe, tmp_path / "ranks")
+    by_mpiexec(2, build_concepts, recipe, tmp_path / "ranks")
     assert contents(tmp_path / "ranks") == contents(alone)
 
 

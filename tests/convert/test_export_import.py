@@ -50,7 +50,7 @@ def trained(request: pytest.FixtureRequest, device: torch.device, tmp_path_facto
     run = tmp_path_factory.mktemp("runs") / request.param
     with runtime_context(device):
         writer = Checkpointer(run, TINY, keep=1, asynchronous=False)
-        writer.save(30, random_model(TINY, dtype=DTYPES[request.param], seed=3), wait=True)
+        writer.save(30, [random_model(TINY, dtype=DTYPES[request.param], seed=3)], wait=True)
         writer.close()
     return run
 

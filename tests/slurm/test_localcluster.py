@@ -11,12 +11,18 @@ import pytest
 
 from benchmarks.slurm.lab import SCRIPT, STATE, Lab, LabError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("disturbed")]  # which run beside these tests
 NODES = [f"node{i:02d}" for i in range(1, 17)]
 
 
 @pytest.fixture(scope="module")
-def beside(lab: Lab) -> Iterator[Lab]:
+def links_of_one(lab: Lab) -> set[str]:
+    """The network interfaces of this machine while there is one cluster."""
+    return links()
+
+
+@pytest.fixture(scope="module")
+def beside(lab: Lab, links_of_one: set[str]) -> Iterator[Lab]:
     """A second cluster, beside that of the other tests: nodes die here that jobs there do not miss."""
     cluster = Lab(f"{lab.name}-beside")
     cluster("down")
@@ -144,13 +150,10 @@ def test_addresses_in_use_are_refused(lab: Lab) -> None:
     assert not (STATE / third.name).exists()
 
 
-def test_down_leaves_nothing_behind(lab: Lab) -> None:
-    before = links()
-    third = Lab(f"{lab.name}-third")
-    third("up")
-    assert links() > before
-    third("down")
-    assert links() == before
-    assert not (STATE / third.name).exists()
-    assert not processes(third)
-    assert third("down").strip().endswith("is not up")
+def test_down_leaves_nothing_behind(beside: Lab, links_of_one: set[str]) -> None:
+    assert links() > links_of_one and processes(beside)
+    beside("down")
+    assert links() == links_of_one
+    assert not (STATE / beside.name).exists()
+    assert not processes(beside)
+    assert beside("down").strip().endswith("is not up")

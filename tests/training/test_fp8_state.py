@@ -42,11 +42,11 @@ def save_or_load(folder: Path, rank: int, ranks: int, name: str, expected: tuple
             model = torch.nn.Sequential(Scaled(10.0 + rank), torch.nn.Linear(2, 2))
             (folder / "checkpoint").mkdir(exist_ok=True)
             dist.barrier()
-            dist_checkpointing.save(sharded_scales(model, rank, ranks), str(folder / "checkpoint"))
+            dist_checkpointing.save(sharded_scales([model], rank, ranks), str(folder / "checkpoint"))
         else:
             model = torch.nn.Sequential(Scaled(), torch.nn.Linear(2, 2))
-            assert scales(model) == {}
-            told = load_scales(folder / "checkpoint", model, True, rank, ranks)
+            assert scales([model]) == {}
+            told = load_scales(folder / "checkpoint", [model], True, rank, ranks)
             assert model[0].kept == expected[0]
             assert (told or "").partition(": ")[2] == (expected[1] or "")
         dist.barrier()

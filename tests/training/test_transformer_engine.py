@@ -24,7 +24,8 @@ from onevision.recipe import Recipe
 from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder
 from onevision.training.history import read_metrics
 from onevision.training.inputs import open_inputs
-from onevision.training.loop import build_model, initialise, train
+from onevision.training.loop import initialise, train
+from onevision.training.parts import build_model
 from onevision.training.stepper import Stepper
 
 MakeRecipe = Callable[..., Recipe]
@@ -71,7 +72,7 @@ def first_step(recipe: Recipe) -> tuple[list[float], dict[str, Tensor]]:
     """Sums of the losses of the first step's micro-batches, and the gradients by their names in a checkpoint."""
     start(Ranks(), recipe.seed)
     inputs = open_inputs(recipe)
-    stepper = Stepper(recipe, build_model(recipe, GPU), len(inputs.sources.categories))
+    stepper = Stepper(recipe, [build_model(recipe, GPU)], len(inputs.sources.categories))
     loader = PackLoader(
         inputs.sources,
         inputs.tokenizer,
@@ -84,7 +85,7 @@ def first_step(recipe: Recipe) -> tuple[list[float], dict[str, Tensor]]:
     )
     batches = [batch.to(GPU) for batch in next(loader.iterate(0, 1))]
     sums = stepper.compute(batches)
-    named = {name: parameter.main_grad.clone() for name, parameter in stepper.model.named_parameters()}
+    named = {name: parameter.main_grad.clone() for name, parameter in stepper.parts[0].named_parameters()}
     gradients = {
         name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_").replace(
             "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"

@@ -13,7 +13,7 @@ from onevision.data.image import MERGE
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import DataError
 
-MOVED = ("tokens", "labels", "loss_mask", "position_ids", "patches", "image_slots")  # to the device; all else stays
+MOVED = ("tokens", "labels", "loss_mask", "position_ids", "patches")  # to the device; all else stays
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class PackedBatch:
     loss_mask: torch.Tensor  # float32 [T]: 1 where tokens[i + 1] is a target of the same sample
     position_ids: torch.Tensor  # int64 [T]
     patches: torch.Tensor  # [P, 588]; float32, or of the dtype in which a device made them
-    image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
     # These stay in the host's memory.
+    image_slots: torch.Tensor  # int64 [P / 4]: places in tokens that the vision features take, in their order
     target_rows: torch.Tensor  # int64 [N]: where loss_mask is 1
     cu_seqlens: torch.Tensor  # int32 [S + 1]: segment s is cu_seqlens[s] to cu_seqlens[s + 1]
     grid_thw: torch.Tensor  # int64 [I, 3]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from onevision.corpus.reader import CorpusReader, DamagedSample, Entry
 from onevision.data.batch import BatchLayout, Outline, PackedBatch, Room
 from onevision.data.image import MERGE, patch_grid
-from onevision.data.mixture import Mixture
+from onevision.data.ledger import mixture_of
 from onevision.data.patcher import image_patcher
 from onevision.data.schedule import PATCH_COST, deal
 from onevision.data.sources import Sources
@@ -72,10 +72,10 @@ class PackLoader:
                 f"{micro_batch_size} x {dp_size} data-parallel ranks"
             )
         self.sources, self.tokenizer, self.data = sources, tokenizer, data
-        packs, rates = zip(*((source.packs.packs, source.rate) for source in sources.sources), strict=True)
-        self.mixture = Mixture(packs, rates, seed)
+        self.mixture = mixture_of(sources, seed)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.device = device
         self.patcher = image_patcher(data, device, dtype, micro_batch_size)
         self._staging = Staging(device)
         self._noted: set[str] = set()
@@ -90,7 +90,7 @@ class PackLoader:
         """
         return [self._staging.receive(self._staged(packs)) for packs in self._micro_batches(step)]
 
-    def iterate(self, first_step: int, last_step: int) -> Iterator[list[PackedBatch]]:
+    def iterate(self, first_step: int, last_step: int) -> Generator[list[PackedBatch], None, None]:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
 
         Raises:

@@ -26,7 +26,7 @@ from onevision.progress import Progress
 from onevision.recipe import DataRecipe, Recipe
 from onevision.steps import StepResult, run_step
 from onevision.training import checkpoint, checkpoint_files
-from onevision.training.loop import build_model
+from onevision.training.parts import build_model
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Attention over packed segments with PyTorch's kernels: a segment sees itself and nothing else.
 
 On a GPU in BF16 it is PyTorch's flash attention for segments of any lengths. Elsewhere segments of equal length are
-computed as one batch of the scaled dot product. Neither has a mask or padding: what one sample computes cannot depend
-on another, and the gradient across samples is exactly zero.
+computed as one batch of the scaled dot product. Neither has padding: what one sample computes cannot depend on another,
+and the gradient across samples is exactly zero. With context parallelism the queries are pieces of segments, whose keys
+and values come from all ranks (`onevision.model.context`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from onevision.model.context import pieces
 from onevision.model.rotary import rotate
 
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -29,15 +33,16 @@ Rotate = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """Segments grouped by length.
+    """Segments grouped by the lengths of their queries and keys.
 
-    order: int64 [T], rows sorted by (segment length, segment); inverse: its inverse permutation;
-    groups: (number of segments, length) in that order.
+    order, key_order: int64 [T] and [K], rows sorted by these lengths and the segment; inverse: of `order`;
+    groups: (number of segments, queries, keys) in that order.
     """
 
     order: Tensor
     inverse: Tensor
-    groups: tuple[tuple[int, int], ...]
+    key_order: Tensor
+    groups: tuple[tuple[int, int, int], ...]
 
 
 @dataclass
@@ -46,42 +51,69 @@ class SegmentParams(PackedSeqParams):
     device."""
 
     lengths: Tensor | None = None  # int64 [S] on the CPU
+    key_lengths: Tensor | None = None  # int64 [S] on the CPU
     learned: Tensor | None = None  # int64 [N], the tokens whose rotary angles have a gradient; None: all
+    key_rows: Tensor | None = None  # int64 [K], of the keys that `context` gathers
+    context: dist.ProcessGroup | None = None  # ranks that share the tokens
 
     @cached_property
     def by_length(self) -> LengthGroups:
         """The segments grouped by length, on the device of cu_seqlens."""
-        assert self.lengths is not None
-        lengths, device = self.lengths, self.cu_seqlens_q.device
-        by_length = torch.argsort(lengths, stable=True)
-        sorted_lengths = lengths[by_length]
-        ends, sorted_ends = lengths.cumsum(0), sorted_lengths.cumsum(0)
-        starts = torch.repeat_interleave((ends - lengths)[by_length], sorted_lengths)
-        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(sorted_ends - sorted_lengths, sorted_lengths)
-        order = starts + within
-        values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
-        groups = tuple(zip(counts.tolist(), values.tolist(), strict=True))
-        return LengthGroups(order.to(device), torch.argsort(order).to(device), groups)
+        assert self.lengths is not None and self.key_lengths is not None
+        lengths, key_lengths, device = self.lengths, self.key_lengths, self.cu_seqlens_q.device
+        by_length = torch.argsort(lengths * (int(key_lengths.max()) + 1) + key_lengths, stable=True)
+        order = _rows_of(by_length, lengths)
+        key_order = order if torch.equal(lengths, key_lengths) else _rows_of(by_length, key_lengths)
+        pairs = torch.stack([lengths, key_lengths], 1)[by_length]
+        values, counts = torch.unique_consecutive(pairs, return_counts=True, dim=0)
+        groups = tuple((count, *pair) for count, pair in zip(counts.tolist(), values.tolist(), strict=True))
+        return LengthGroups(order.to(device), torch.argsort(order).to(device), key_order.to(device), groups)
 
 
-def segment_params(cu_seqlens: Tensor, device: torch.device, learned: Tensor | None = None) -> SegmentParams:
+def _rows_of(segments: Tensor, lengths: Tensor) -> Tensor:
+    """The rows of `segments` (int64 [S], a permutation), one after the other, where segment s has lengths[s] rows."""
+    ends, wanted = lengths.cumsum(0), lengths[segments]
+    wanted_ends = wanted.cumsum(0)
+    starts = torch.repeat_interleave((ends - lengths)[segments], wanted)
+    return starts + torch.arange(int(ends[-1])) - torch.repeat_interleave(wanted_ends - wanted, wanted)
+
+
+def segment_params(
+    cu_seqlens: Tensor,
+    device: torch.device,
+    learned: Tensor | None = None,
+    context: dist.ProcessGroup | None = None,
+) -> SegmentParams:
     """Packed-sequence parameters of `cu_seqlens` (int32 [S+1], strictly increasing, first 0) for tensors on `device`,
     of whose tokens those in `learned` (int64 [N]) have learned rotary angles.
 
+    `context`: ranks that share the tokens; the parameters are those of this rank's pieces of the segments.
     Where cu_seqlens lies on a GPU, this waits for it.
     """
-    lengths = cu_seqlens.to("cpu", torch.int64).diff()
-    on_device = to_device(cu_seqlens, device)
-    longest = int(lengths.max())
+    bounds = cu_seqlens.to("cpu", torch.int64)
+    if context is not None and context.size() > 1:
+        own = pieces(bounds, context.rank(), context.size())
+        lengths, key_lengths, key_rows = own.lengths, own.key_lengths, to_device(own.key_rows, device)
+    else:
+        lengths = key_lengths = bounds.diff()
+        key_rows = context = None
+    on_device = to_device(_bounds(lengths), device)
     return SegmentParams(
         qkv_format="thd",
         cu_seqlens_q=on_device,
-        cu_seqlens_kv=on_device,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+        cu_seqlens_kv=on_device if key_rows is None else to_device(_bounds(key_lengths), device),
+        max_seqlen_q=int(lengths.max()),
+        max_seqlen_kv=int(key_lengths.max()),
         lengths=lengths,
+        key_lengths=key_lengths,
         learned=None if learned is None else to_device(learned, device),
+        key_rows=key_rows,
+        context=context,
     )
+
+
+def _bounds(lengths: Tensor) -> Tensor:
+    return F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -155,6 +187,12 @@ class SegmentAttention(MegatronModule):
         """Attention output [T, h*d]."""
         assert packed_seq_params is not None, "only packed input is supported"
         causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
+        if packed_seq_params.context is not None:
+            assert packed_seq_params.key_rows is not None and causal, "tokens are shared in causal attention only"
+            both = gather_from_sequence_parallel_region(
+                torch.cat([key, value], dim=1), group=packed_seq_params.context
+            ).index_select(0, packed_seq_params.key_rows)
+            key, value = both.chunk(2, dim=1)
         return attention_for(query)(query, key, value, packed_seq_params, causal, self.softmax_scale)
 
 
@@ -167,17 +205,17 @@ def flash(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, caus
     """Attention output [T, h*d] by PyTorch's flash attention, for FP16 and BF16 on a GPU.
 
     The operator stands below `torch.nn.attention.varlen.varlen_attn`, whose arguments differ between versions of
-    PyTorch; it takes fewer heads of k and v than of q in all of them.
+    PyTorch; it takes fewer heads of k and v than of q in all of them. Where a piece has fewer queries than keys, the
+    last query sees the last key.
     """
-    longest = params.max_seqlen_q
     output = torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
         params.cu_seqlens_q,
         params.cu_seqlens_kv,
-        longest,
-        longest,
+        params.max_seqlen_q,
+        params.max_seqlen_kv,
         0.0,
         causal,
         False,
@@ -189,14 +227,25 @@ def flash(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, caus
 def grouped(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, causal: bool, scale: float) -> Tensor:
     """Attention output [T, h*d] by the scaled dot product, of any dtype on any device, a length at a time."""
     plan = params.by_length
-    query, key, value = (x.index_select(0, plan.order) for x in (query, key, value))
-    outputs, first = [], 0
-    for count, length in plan.groups:
-        rows = slice(first, first + count * length)
-        q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+    query = query.index_select(0, plan.order)
+    key, value = (x.index_select(0, plan.key_order) for x in (key, value))
+    outputs, first, first_key = [], 0, 0
+    for count, length, keys in plan.groups:
+        rows, key_rows = (slice(start, start + count * each) for start, each in ((first, length), (first_key, keys)))
+        q = query[rows].unflatten(0, (count, length)).transpose(1, 2)
+        k, v = (x[key_rows].unflatten(0, (count, keys)).transpose(1, 2) for x in (key, value))
+        mask = None
+        if causal and keys > length:  # the last query sees the last key
+            mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
         out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         outputs.append(out.transpose(1, 2).reshape(count * length, -1))
-        first += count * length
+        first, first_key = rows.stop, key_rows.stop
     return torch.cat(outputs).index_select(0, plan.inverse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from onevision.model.presets import Architecture
-from onevision.recipe import ModelRecipe, TrainRecipe
+from onevision.recipe import ModelRecipe, ParallelRecipe, TrainRecipe
 from onevision.recipe_training import FP8_ROWS
 
 # Delayed scaling takes the largest of so many past maxima of a tensor, as NVIDIA's recipes do. The history moves on
@@ -25,11 +26,14 @@ def language_config(
     initialize: bool = True,
     fused: bool = False,
     train: TrainRecipe | None = None,
+    parallel: ParallelRecipe | None = None,
+    stage_layers: Sequence[int] = (),
 ) -> TransformerConfig:
     """Megatron's configuration of the language model.
 
     `fused`, on a GPU: gradients of weights are added up in FP32 by the product that makes them. `train` says whether
-    products are computed in FP8, and with which scales; without it none are.
+    products are computed in FP8, and with which scales; without it none are. `parallel`: how ranks share a model, whose
+    pipeline has `stage_layers` (`onevision.model.stages`); without it they do not.
     """
     language = architecture.language
     recompute: dict[str, object] = {}
@@ -72,9 +76,35 @@ def language_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
+        deterministic_mode=train is not None and train.deterministic,
         **recompute,
         **fp8,
+        **(_shared(parallel, stage_layers, fused) if parallel is not None else {}),
     )
+
+
+def _shared(parallel: ParallelRecipe, stage_layers: Sequence[int], on_gpu: bool) -> dict[str, object]:
+    shared: dict[str, object] = {
+        "tensor_model_parallel_size": parallel.tensor,
+        "sequence_parallel": parallel.sequence,
+        "context_parallel_size": parallel.context,
+        "pipeline_model_parallel_size": parallel.pipeline,
+    }
+    if parallel.pipeline == 1:
+        return shared
+    interleaved = parallel.virtual_pipeline > 1
+    layout = [["decoder"] * layers for layers in stage_layers]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return shared | {
+        "pipeline_model_parallel_layout": layout,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
+        # Sends of gloo read the tensor later, when it would be gone; those of a GPU are in the order of its stream.
+        "deallocate_pipeline_outputs": on_gpu,
+        # In the interleaved schedule of one process a rank, batched sends wait for each other in a circle on gloo.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
 
 
 def _fp8(train: TrainRecipe) -> dict[str, object]:
@@ -97,8 +127,11 @@ def row_multiple(config: TransformerConfig) -> int:
     return FP8_ROWS if config.fp8 else 1
 
 
-def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
-    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
+def vision_config(
+    architecture: Architecture, language: TransformerConfig, *, whole: bool = False
+) -> TransformerConfig:
+    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings; `whole`
+    if no other rank has a part of it."""
     vision = architecture.vision
     # Megatron's recomputed MLP hands its bias out, which makes that parameter a result of itself: backward never ends.
     # Language has no biases.
@@ -106,6 +139,15 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     selective = language.recompute_granularity == "selective"
     return replace(
         language,
+        # All of it stands on the first stage, and images belong to one rank of those that share tokens.
+        tensor_model_parallel_size=1 if whole else language.tensor_model_parallel_size,
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=None,
+        pipeline_model_parallel_layout=None,
+        overlap_p2p_comm=False,
+        batch_p2p_comm=True,
+        context_parallel_size=1,
+        sequence_parallel=False,
         recompute_modules=modules,
         recompute_granularity=None if selective and not modules else language.recompute_granularity,
         num_layers=vision.num_layers,
@@ -134,8 +176,8 @@ def adapter_config(architecture: Architecture, vision: TransformerConfig) -> Tra
         num_layers=1,
         hidden_size=architecture.language.hidden_size,
         ffn_hidden_size=architecture.merged_size,
-        num_attention_heads=1,
-        num_query_groups=1,
+        num_attention_heads=vision.tensor_model_parallel_size,  # it has no attention; Megatron wants them to divide
+        num_query_groups=vision.tensor_model_parallel_size,
         kv_channels=architecture.language.hidden_size,
         init_method=None,
         output_layer_init_method=None,

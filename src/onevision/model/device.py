@@ -19,6 +19,7 @@ from megatron.core.rerun_state_machine import (
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from onevision.model import cpu_backend, gpu_backend
+from onevision.recipe import ParallelRecipe
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def set_threads(threads: int, local_size: int) -> int:
     return count
 
 
-def start(ranks: Ranks, seed: int, patience_minutes: int = 30) -> torch.device:
-    """Prepare the device, the process groups and the random generators of this rank.
+def start(ranks: Ranks, seed: int, patience_minutes: int = 30, parallel: ParallelRecipe | None = None) -> torch.device:
+    """Prepare the device, the process groups and the random generators of this rank, one of those that share a model
+    as `parallel` says.
 
     A rank that waits longer than `patience_minutes` for the others, here or in a collective, gets torch's error.
     """
@@ -64,7 +66,15 @@ def start(ranks: Ranks, seed: int, patience_minutes: int = 30) -> torch.device:
             timeout=timedelta(minutes=patience_minutes),
         )
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel(distributed_timeout_minutes=patience_minutes)
+        parallel = parallel or ParallelRecipe()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+            context_parallel_size=parallel.context,
+            expert_tensor_parallel_size=1,  # there are no experts: a group of this rank alone
+            distributed_timeout_minutes=patience_minutes,
+        )
         initialize_rerun_state_machine(mode=RerunMode.DISABLED)
     torch.manual_seed(seed)
     with runtime_context(device):

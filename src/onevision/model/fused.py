@@ -34,7 +34,10 @@ class FusedNorm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         fused = {"LayerNorm": FusedLayerNorm, "RMSNorm": FusedRMSNorm}[config.normalization]
-        return fused(hidden_size, eps=eps, dtype=config.params_dtype)
+        norm: torch.nn.Module = fused(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # as in `onevision.model.specs.marked`
+        return norm
 
 
 class FusedMLP(MLP):

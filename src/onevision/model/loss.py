@@ -13,6 +13,7 @@ a gradient of the loss that is the same for all rows, as it is of their sum.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,11 +39,12 @@ def gradient(logits: Tensor, labels: Tensor, first: int, log_sum: Tensor) -> Ten
     return (torch.exp(logits.float() - log_sum[:, None]) - label.float()).to(logits.dtype)
 
 
-# Compiled they read the logits three times and write the gradient once; a value is at no time held in float32.
-_compiled: dict[str, Callable[..., Any]] = {
-    "statistics": torch.compile(statistics, dynamic=True),
-    "gradient": torch.compile(gradient, dynamic=True),
-}
+@cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`statistics` and `gradient` for a GPU. Compiled they read the logits three times and write the gradient once; a
+    value is at no time held in float32. Not made at the import: it would load the compiler, which a CPU does without.
+    """
+    return torch.compile(statistics, dynamic=True), torch.compile(gradient, dynamic=True)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -58,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         into_main_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         on_gpu = hidden.is_cuda
-        of_rows, of_logits = (_compiled["statistics"], _compiled["gradient"]) if on_gpu else (statistics, gradient)
+        of_rows, of_logits = _compiled() if on_gpu else (statistics, gradient)
         shared = group if group is not None and group.size() > 1 else None
         first = shared.rank() * weight.shape[0] if shared is not None else 0
         wants_hidden, wants_weight = (learning and needed for needed in ctx.needs_input_grad[:2])

@@ -81,6 +81,13 @@ PRESETS: dict[str, Architecture] = {
         ),
         init_std=0.06,
     ),
+    # For checks of parallel layouts: layers for eight stages, heads for four ranks, and sixteen ranks run on two cores.
+    "mini": Architecture(
+        "mini",
+        VisionArchitecture(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4),
+        LanguageArchitecture(8, 64, 128, 8, 4, 16, 1024, 10_000.0, 4096),
+        init_std=0.08,
+    ),
     # For checks on one GPU that take a minute: large enough that rounding matters as in the others, no published model.
     "140m": Architecture(
         "140m",

@@ -38,7 +38,14 @@ class TorchNorm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
-        return norm(hidden_size, eps=eps, dtype=config.params_dtype)
+        return marked(norm(hidden_size, eps=eps, dtype=config.params_dtype), config)
+
+
+def marked(norm: torch.nn.Module, config: TransformerConfig) -> torch.nn.Module:
+    """A norm whose parameters Megatron sums the gradients of, where ranks share the tokens that go through it."""
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel
+    return norm
 
 
 # It asks for the class of an MLP in order to pass the group of tensor parallelism, which the MLP finds by itself.
@@ -72,11 +79,16 @@ TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAtten
 
 
 def backend_modules(
-    device: torch.device, backend: str = "auto", recompute_modules: Collection[str] = ()
+    device: torch.device,
+    backend: str = "auto",
+    recompute_modules: Collection[str] = (),
+    *,
+    context: bool = False,
 ) -> Modules:
     """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
 
-    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation.
+    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation. Where ranks share
+    tokens (`context`) both have the attention of PyTorch: Transformer Engine's wants every sample padded for it.
 
     Raises:
         InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
@@ -107,7 +119,7 @@ def backend_modules(
         column_linear=te.TEColumnParallelLinear,
         row_linear=te.TERowParallelLinear,
         norm=te.TENorm,
-        core_attention=te.TEDotProductAttention,
+        core_attention=SegmentAttention if context else te.TEDotProductAttention,
         norm_linear=te.TELayerNormColumnParallelLinear,
     )
 

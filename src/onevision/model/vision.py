@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.common.vision_module.vision_module import VisionModule
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_block import TransformerBlock
@@ -41,7 +44,13 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 class RiceViT(VisionModule):
     """The vision tower. Keys: patch_embed, class_embedding, class_pos_emb, pre_layernorm, decoder.layers.*"""
 
-    def __init__(self, config: TransformerConfig, architecture: VisionArchitecture, modules: Modules) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        architecture: VisionArchitecture,
+        modules: Modules,
+        groups: ProcessGroupCollection | None = None,
+    ) -> None:
         super().__init__(config=config)
         width, head_dim = architecture.hidden_size, architecture.head_dim
         # A 14x14 convolution with stride 14 is a linear layer on flattened patches.
@@ -59,8 +68,10 @@ class RiceViT(VisionModule):
             config,
             block_spec(modules, architecture.num_layers, AttnMaskType.no_mask),
             post_layer_norm=False,
+            pg_collection=groups,
         )
         self.row_multiple = row_multiple(config)
+        self.tensor_group = groups.tp if groups is not None else parallel_state.get_tensor_model_parallel_group()
         # Angles for rows, then for columns, half of head_dim / 2 each.
         self.inverse_frequencies = inverse_frequencies(head_dim // 2, architecture.rotary_base)
 
@@ -88,7 +99,9 @@ class RiceViT(VisionModule):
 
         positions = to_device(patch_positions(grids), device)
         angles = (positions[..., None] * to_device(self.inverse_frequencies, device)).flatten(1)  # [P, head_dim / 2]
-        angles = torch.cat([angles, self.class_pos_emb.float()]).index_select(0, source)
+        # Each tensor-parallel rank turns heads of its own: the gradient of these angles is summed over them.
+        learned = copy_to_tensor_model_parallel_region(self.class_pos_emb.float(), group=self.tensor_group)
+        angles = torch.cat([angles, learned]).index_select(0, source)
 
         # FP8 wants a multiple of rows: a last segment of zeros, which no image sees and whose rows nobody reads. It is
         # work that is not counted, and where a tensor has one scale, it has its share in it as every image has.

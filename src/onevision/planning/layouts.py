@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from onevision.model.layout import architecture_problems, missing_parts
+from onevision.model.layout import architecture_problems
 from onevision.model.presets import PRESETS
 from onevision.planning.hardware import GPUS_PER_NODE
 from onevision.recipe import Recipe, layout_problems
@@ -69,4 +69,4 @@ def refusal(recipe: Recipe, layout: Layout, gpus: int) -> str:
 
 def trainable(recipe: Recipe, layout: Layout) -> bool:
     """Whether this version trains it: tensor, pipeline and context parallelism are planned."""
-    return layout.context == 1 and not missing_parts(laid_out(recipe, layout))
+    return not architecture_problems(laid_out(recipe, layout), PRESETS[recipe.model.preset])

@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onevision.model.presets import PATCH_VALUES, Architecture
+from onevision.model.sizes import parameters
 from onevision.recipe import ModelRecipe
 from onevision.training.flops import PartFlops, Work, recompute_parts, step_parts
-from onevision.training.memory import parameters
 
 ELEMENT = 2  # bytes of a BF16 value
 

@@ -96,6 +96,21 @@ def newest(
     return None
 
 
+def newest_of_run(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a run goes on from; None for one that has no checkpoint yet.
+
+    Raises:
+        DataError: it has some, and none is whole. What was computed in days is not thrown away without asking.
+    """
+    found, steps = newest(run), checkpoint_steps(run)
+    if found is None and steps:
+        raise DataError(
+            f"{run / 'checkpoints'} holds no checkpoint that is whole, and is not started over by itself (broken: "
+            f"those of steps {', '.join(map(str, steps))}): bring one back, or remove the folder to start over"
+        )
+    return found
+
+
 def find(path: str | Path, check: Callable[[Path], dict[str, Any]] = verify) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that `path` names: a checkpoint folder, or a run folder (its newest one that passes `check`).
 
@@ -142,11 +157,29 @@ def commit(temporary: Path, run: Path, step: int, architecture: Architecture, ke
     write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
     _sync(temporary)
     if folder.exists():  # a broken one of the same step
-        shutil.rmtree(folder)
+        _remove(folder)
     temporary.rename(folder)
-    for old in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(step_folder(run, old))
+    prune(run, step, keep)
     return folder
+
+
+def prune(run: str | Path, step: int, keep: int) -> None:
+    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they do not count."""
+    for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
+        _remove(step_folder(run, old))
+
+
+def remove_leftovers(run: str | Path) -> None:
+    """Remove what was being written or removed when a process died."""
+    for leftover in (Path(run) / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; from the first moment on it is none: what a kill leaves of it has a leftover's name."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    shutil.rmtree(folder.rename(hidden))
 
 
 def _well_formed(content: dict[str, Any]) -> bool:

@@ -6,13 +6,14 @@ BF16, keep nothing from step to step. Weights load in any precision; scales only
     checkpoint        model             what happens
     delayed FP8       delayed FP8       scales go on: bit for bit with the same ranks, else a rank takes another's
     delayed FP8       anything else     scales are not used
-    anything else     delayed FP8       scales start anew, at 1
+    anything else     delayed FP8       scales start anew, at 1; also where a rank had other layers
 
 The last three are told in a line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,23 @@ from torch import Tensor
 KEY = "fp8_scales"
 
 
-def scales(model: torch.nn.Module) -> dict[str, Tensor]:
+def scales(parts: Sequence[torch.nn.Module]) -> dict[str, Tensor]:
     """What Transformer Engine's modules keep of past steps, by module: uint8 on the CPU. Empty without delayed FP8."""
     found = {}
-    for name, module in _modules(model).items():
+    for name, module in _modules(parts).items():
         recipe = module.fp8_meta.get("recipe")
         if recipe is not None and recipe.delayed() and (state := module.get_extra_state()).numel():
             found[name] = state
     return found
 
 
-def sharded_scales(model: torch.nn.Module, rank: int, ranks: int) -> dict[str, ShardedObject]:
+def sharded_scales(parts: Sequence[torch.nn.Module], rank: int, ranks: int) -> dict[str, ShardedObject]:
     """This rank's part of a checkpoint; empty without delayed FP8."""
-    state = scales(model)
+    state = scales(parts)
     return {KEY: ShardedObject(KEY, state, (ranks,), (rank,))} if state else {}
 
 
-def load_scales(folder: Path, model: torch.nn.Module, delayed: bool, rank: int, ranks: int) -> str | None:
+def load_scales(folder: Path, parts: Sequence[torch.nn.Module], delayed: bool, rank: int, ranks: int) -> str | None:
     """Give the modules the scales of a checkpoint. Returns the line to be told, if they do not go on as they were."""
     saved = _saved_ranks(folder)
     if not delayed:
@@ -51,7 +52,9 @@ def load_scales(folder: Path, model: torch.nn.Module, delayed: bool, rank: int, 
     part = ShardedObject(KEY, None, (saved,), (rank % saved,))
     # Several ranks may read one part, which Megatron would take for a mistake.
     loaded: dict[str, Any] = dist_checkpointing.load({KEY: part}, str(folder), validate_access_integrity=False)
-    modules = _modules(model)
+    modules = _modules(parts)
+    if set(loaded[KEY]) != set(modules):
+        return f"{folder}: its FP8 scales are of ranks that had other layers: they start anew"
     for name, state in loaded[KEY].items():
         modules[name].set_extra_state(state)
     if saved != ranks:
@@ -59,11 +62,12 @@ def load_scales(folder: Path, model: torch.nn.Module, delayed: bool, rank: int, 
     return None
 
 
-def _modules(model: torch.nn.Module) -> dict[str, Any]:
+def _modules(parts: Sequence[torch.nn.Module]) -> dict[str, Any]:
     """Transformer Engine's layers with weights. Its attention, which is not in FP8, has nothing to keep."""
     return {
-        name: module
-        for name, module in model.named_modules()
+        name if len(parts) == 1 else f"{number}.{name}": module
+        for number, part in enumerate(parts)
+        for name, module in part.named_modules()
         if hasattr(module, "fp8_meta") and any(True for _ in module.parameters(recurse=False))
     }
 

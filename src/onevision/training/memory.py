@@ -53,6 +53,7 @@ import math
 from dataclasses import dataclass
 
 from onevision.model.presets import HEAD_ROWS, PATCH_VALUES, PRESETS, SPATIAL_MERGE_SIZE, Architecture
+from onevision.model.sizes import parameters, query_key_widths
 from onevision.recipe import ModelRecipe, Recipe
 
 # CUDA's context with its kernels (about 0.6 GB), NCCL's buffers (about 1 GB), workspaces of cuBLAS and attention.
@@ -102,29 +103,6 @@ class MemoryEstimate:
         ]
 
 
-def parameters(architecture: Architecture) -> dict[str, int]:
-    """Parameters of embedding, head, vision, adapter, one language layer and the last norm.
-
-    language layer: norms 2H + 2d, qkv H*(q + 2k), projection q*H, SwiGLU 3*H*F. Vision layer: norms 4h, qkv 3h*h + 3h,
-    projection h*h + h, MLP 2*h*f + f + h. Adapter, with m = 4h: 2h + m*m + m + m*H + H.
-    """
-    vision, language, merged = architecture.vision, architecture.language, architecture.merged_size
-    h, f, hidden = vision.hidden_size, vision.ffn_hidden_size, language.hidden_size
-    q, k = _query_key(architecture)
-    vision_layer = 4 * h + (3 * h * h + 3 * h) + (h * h + h) + (2 * h * f + f + h)
-    # Patch embedding, class token, its angles, the first norm.
-    begin = PATCH_VALUES * h + h + vision.head_dim // 2 + 2 * h
-    products = hidden * (q + 2 * k) + q * hidden + 3 * hidden * language.ffn_hidden_size
-    return {
-        "vision": begin + vision.num_layers * vision_layer,
-        "adapter": 2 * h + merged * merged + merged + merged * hidden + hidden,
-        "embedding": language.vocab_size * hidden,
-        "layer": 2 * hidden + 2 * language.head_dim + products,
-        "norm": hidden,
-        "head": language.vocab_size * hidden,
-    }
-
-
 def parameter_counts(architecture: Architecture) -> dict[str, int]:
     """Parameters of the parts that can be frozen: vision, adapter, language."""
     count = parameters(architecture)
@@ -157,7 +135,7 @@ def kept_activations(
     tokens, patches, rows = batch.tokens, batch.patches, batch.patches + batch.images
 
     hidden, ffn = language.hidden_size, language.ffn_hidden_size
-    q, k = _query_key(architecture)
+    q, k = query_key_widths(architecture)
     layer = element * (2 * hidden + 4 * q + 3 * k + 2 * ffn) + log_sums * language.num_attention_heads
     active = element * ffn * (trained["language"] and "activation" not in modules)
     if trained["language"]:
@@ -253,11 +231,6 @@ def _worst_batch(recipe: Recipe, pack_patches: int | None) -> MicroBatch:
     packs, length = recipe.train.micro_batch_size, recipe.data.sequence_length
     patches = packs * (PATCHES_PER_TOKEN * length if pack_patches is None else pack_patches)
     return MicroBatch(packs * length, patches, math.ceil(patches * PATCH_VALUES / 3 / recipe.data.min_pixels))
-
-
-def _query_key(architecture: Architecture) -> tuple[int, int]:
-    language = architecture.language
-    return language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
 
 
 def _state_bytes(recipe: Recipe) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,17 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import unwrap_model
 
 from onevision.model.onevision import OneVisionModel
+from onevision.model.split import sum_gradients
 from onevision.recipe import OptimizerRecipe, Recipe
 
 
-def data_parallel(model: OneVisionModel, config: TransformerConfig, recipe: Recipe) -> DistributedDataParallel:
-    """The model behind Megatron's data parallelism: gradients are sharded with the optimizer state.
+def data_parallel(
+    model: OneVisionModel, config: TransformerConfig, recipe: Recipe, *, bucketing: bool = True
+) -> DistributedDataParallel:
+    """The model, or a part of it, behind Megatron's data parallelism: gradients are sharded with the optimizer state.
 
     Without overlap all gradients are summed after the backward pass, and all weights gathered after the update. With it
     buckets of them travel during the backward and the next forward pass, in an order that all ranks must share.
@@ -35,14 +40,13 @@ def data_parallel(model: OneVisionModel, config: TransformerConfig, recipe: Reci
         # Megatron's own check for NaN would end a rank before the loop can say which samples it was.
         check_for_nan_in_grad=False,
     )
-    ddp = DistributedDataParallel(config=config, ddp_config=settings, module=wrapped)
+    ddp = DistributedDataParallel(config=config, ddp_config=settings, module=wrapped, disable_bucketing=not bucketing)
     ddp.broadcast_params()
-    if performance.overlap_grad_reduce:
-        config.no_sync_func = ddp.no_sync  # only the last micro-batch of a step sends gradients
+    if performance.overlap_grad_reduce and model.part.first:
         parts = (model.vision, model.adapter)
         # A rank whose pack has no image would have no gradients of these, and send its buckets in another order.
         model.always_vision = any(parameter.requires_grad for part in parts for parameter in part.parameters())
-    if performance.overlap_param_gather:
+    if performance.overlap_param_gather and model.part.last:
         _gather_before_the_head(model, ddp)
     return ddp
 
@@ -61,17 +65,21 @@ def _gather(ddp: DistributedDataParallel, group: Any) -> None:
 
 
 @contextmanager
-def gathered_weights(ddp: DistributedDataParallel) -> Iterator[None]:
+def gathered_weights(parts: Sequence[DistributedDataParallel]) -> Iterator[None]:
     """Inside, every rank has all weights of the last update; with overlap they come with the next forward pass."""
-    if not ddp.ddp_config.overlap_param_gather:
+    if not parts[0].ddp_config.overlap_param_gather:
         yield
         return
-    ddp.disable_forward_pre_hook()
+    for ddp in parts:
+        ddp.disable_forward_pre_hook()
     yield
-    ddp.enable_forward_pre_hook()
+    for ddp in parts:
+        ddp.enable_forward_pre_hook()
 
 
-def build_optimizer(ddp: DistributedDataParallel, config: TransformerConfig, recipe: Recipe) -> MegatronOptimizer:
+def build_optimizer(
+    parts: Sequence[DistributedDataParallel], config: TransformerConfig, recipe: Recipe
+) -> MegatronOptimizer:
     """AdamW over the trainable parameters; norms and biases (vectors) take no weight decay."""
     settings = recipe.optimizer
     state = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.state_dtype]
@@ -93,14 +101,24 @@ def build_optimizer(ddp: DistributedDataParallel, config: TransformerConfig, rec
             exp_avg_dtype=state,
             exp_avg_sq_dtype=state,
         ),
-        [ddp],
+        list(parts),
     )
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if not getattr(part, "is_stub_optimizer", False):
             part.init_state_fn(part.optimizer, part.config)  # the state must exist before a first load
     config.finalize_model_grads_func = finalize_model_grads
+    if recipe.parallel.split_vision:
+        whole = [parameter for ddp in parts for parameter in unwrap_model(ddp).split_parameters()]
+        config.finalize_model_grads_func = partial(_finalize, whole)
     config.grad_scale_func = optimizer.scale_loss
+    if recipe.performance.overlap_grad_reduce:  # only the last micro-batch of a step sends gradients
+        config.no_sync_func = [ddp.no_sync for ddp in parts] if len(parts) > 1 else parts[0].no_sync
     return optimizer
+
+
+def _finalize(whole: Sequence[torch.nn.Parameter], *args: Any, **kwargs: Any) -> None:
+    finalize_model_grads(*args, **kwargs)
+    sum_gradients(whole)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerRecipe, steps: int) -> OptimizerParamScheduler:

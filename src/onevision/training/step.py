@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,18 +13,18 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from onevision.data.batch import PackedBatch
-from onevision.data.sources import Sources
-from onevision.errors import Diverged
 from onevision.model.attention import to_device
+from onevision.model.context import is_own, local_rows
 from onevision.training.flops import Work
 
 
 def forward_step(
     batches: Iterator[PackedBatch], model: torch.nn.Module, *, categories: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-    """Loss of one micro-batch, and the function that Megatron's schedule calls to count it."""
+    """Loss of one micro-batch, and the function that Megatron's schedule calls to count it; of a stage before the last,
+    the hidden states."""
     batch = next(batches)
-    total, losses = model(
+    output = model(
         batch.tokens,
         batch.position_ids,
         batch.cu_seqlens,
@@ -35,6 +34,9 @@ def forward_step(
         labels=batch.labels,
         target_rows=batch.target_rows,
     )
+    if isinstance(output, Tensor):
+        return output, partial(count_loss, batch, categories, output)  # not called
+    total, losses = output
     return total, partial(count_loss, batch, categories, losses)
 
 
@@ -49,6 +51,10 @@ def count_loss(
     # On the host, where lengths are; and a product on the device, which adds up in the same order every time.
     segments = torch.repeat_interleave(batch.segment_category, batch.cu_seqlens.diff())
     category = segments.index_select(0, batch.target_rows)
+    context = parallel_state.get_context_parallel_group()
+    if context.size() > 1:
+        rows = local_rows(len(segments), context.rank(), context.size())
+        category = category[is_own(batch.target_rows, rows)]
     counts = torch.bincount(category, minlength=categories).double()
     of_category = to_device(category, losses.device) == torch.arange(categories, device=losses.device)[:, None]
     by_category = torch.stack([of_category.double() @ losses.double(), to_device(counts, losses.device)])
@@ -63,6 +69,7 @@ class StepTotals:
     loss_sums: list[float]  # a category
     target_tokens: list[int]  # a category
     skipped: int
+    sample_ids: list[int]  # of all samples that the ranks were given
     stop: int  # the signal that some rank was sent, or 0
     real: Work  # the samples
     slots: Work  # the samples with the filling of their packs
@@ -78,43 +85,47 @@ class StepTotals:
         return {name: total / count for name, total, count in rows if count}
 
 
-def reduce_totals(losses: list[dict[str, Tensor]], batches: list[PackedBatch], signum: int) -> StepTotals:
-    """Totals over the data-parallel ranks; every rank learns of a stop that any rank was asked for."""
-    by_category = torch.stack([entry["by_category"].double() for entry in losses]).sum(0)
-    images = [patches for batch in batches for patches in batch.grid_thw.prod(1).tolist()]
+def reduce_totals(
+    losses: list[dict[str, Tensor]], batches: list[PackedBatch], signum: int, categories: int
+) -> StepTotals:
+    """Totals over all ranks; every rank learns of a stop that any rank was asked for.
+
+    A micro-batch is counted by one of the ranks that share it, its losses by those that have its targets.
+    """
+    by_category = torch.zeros(2, categories, dtype=torch.float64)
+    if parallel_state.get_tensor_model_parallel_rank() == 0:  # the others have the same
+        by_category = sum((entry["by_category"].cpu() for entry in losses), by_category)
+    counted = batches if _reads() else []
     mine = (
         by_category.tolist(),
-        sum(batch.skipped for batch in batches),
+        sum(batch.skipped for batch in counted),
+        [number for batch in counted for number in batch.sample_ids.tolist()],
         signum,
-        [length for batch in batches for length in batch.sample_lengths.tolist()],
-        [length for batch in batches for length in batch.cu_seqlens.diff().tolist()],
-        images,
+        [length for batch in counted for length in batch.sample_lengths.tolist()],
+        [length for batch in counted for length in batch.cu_seqlens.diff().tolist()],
+        [patches for batch in counted for patches in batch.grid_thw.prod(1).tolist()],
     )
-    group = parallel_state.get_data_parallel_group()
     ranks: list[Any] = [mine]
-    if group.size() > 1:
-        ranks = [None] * group.size()
-        dist.all_gather_object(ranks, mine, group=group)
-    sums, skipped, signums, real, slots, patches = zip(*ranks, strict=True)
+    if dist.get_world_size() > 1:
+        ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, mine)
+    sums, skipped, ids, signums, real, slots, patches = zip(*ranks, strict=True)
     all_images = [entry for rank in patches for entry in rank]
     targets = [int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)]
     return StepTotals(
         loss_sums=[sum(values) for values in zip(*(rank[0] for rank in sums), strict=True)],
         target_tokens=targets,
         skipped=sum(skipped),
+        sample_ids=[number for rank in ids for number in rank],
         stop=max(signums),
         real=Work([entry for rank in real for entry in rank], all_images, sum(targets)),
         slots=Work([entry for rank in slots for entry in rank], all_images, sum(targets)),
     )
 
 
-def refuse_divergence(what: str, value: float, step: int, sources: Sources, batches: list[PackedBatch]) -> None:
-    """Stop a run whose loss or gradient is not a number, before the state that it spoils is saved.
-
-    Raises:
-        Diverged: with the ids of the batch's samples.
-    """
-    if not math.isfinite(value):
-        ids = [sources.sample_name(number) for batch in batches for number in batch.sample_ids.tolist()]
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise Diverged(f"step {step}: {what} is {value}; samples of the batch: {shown}")
+def _reads() -> bool:
+    return (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_context_parallel_rank() == 0
+        and parallel_state.get_pipeline_model_parallel_rank() == 0
+    )

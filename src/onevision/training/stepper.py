@@ -13,6 +13,7 @@ from onevision.model.onevision import OneVisionModel
 from onevision.recipe import Recipe
 from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel
 from onevision.training.step import forward_step
+from onevision.training.update import apply_update, gradient_norm
 
 
 def _unmarked(phase: str) -> None:
@@ -20,15 +21,19 @@ def _unmarked(phase: str) -> None:
 
 
 class Stepper:
-    """The model behind data parallelism, its optimizer and schedule: `compute`, then `update`, once a step.
+    """The model behind data parallelism, its optimizer and schedule. A step is `compute`, `gradient_norm`, `update`,
+    `advance`.
 
+    `parts` is the model, or what this rank has of it: more than one with a virtual pipeline.
     `mark(phase)` is called where a phase of the step begins; see `onevision.training.timeline`.
     """
 
-    def __init__(self, recipe: Recipe, model: OneVisionModel, categories: int) -> None:
-        self.model = model
-        self.ddp = data_parallel(model, model.config, recipe)
-        self.optimizer = build_optimizer(self.ddp, model.config, recipe)
+    def __init__(self, recipe: Recipe, parts: Sequence[OneVisionModel], categories: int) -> None:
+        self.parts = list(parts)
+        config = self.parts[0].config
+        # The buckets of a later part would be sent before those of an earlier one: it has one bucket.
+        self.ddp = [data_parallel(part, config, recipe, bucketing=not n) for n, part in enumerate(self.parts)]
+        self.optimizer = build_optimizer(self.ddp, config, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe.optimizer, recipe.train.steps)
         self.mark: Callable[[str], None] = _unmarked
         self._run = get_forward_backward_func()
@@ -43,12 +48,14 @@ class Stepper:
     def compute(self, batches: Sequence[PackedBatch]) -> list[dict[str, Tensor]]:
         """Forward and backward of the micro-batches, gradients reduced; what `count_loss` logs of each."""
         self.mark("zeroing gradients")
-        self.ddp.zero_grad_buffer()
+        for ddp in self.ddp:
+            ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
+        virtual = len(self.ddp) > 1
         losses: list[dict[str, Tensor]] = self._run(
             forward_step_func=self._forward,
-            data_iterator=iter(batches),
-            model=self.ddp,
+            data_iterator=[iter(batches) for _ in self.ddp] if virtual else iter(batches),
+            model=self.ddp if virtual else self.ddp[0],
             num_microbatches=len(batches),
             seq_length=self._tokens,
             micro_batch_size=1,
@@ -56,11 +63,14 @@ class Stepper:
         )
         return losses
 
-    def update(self) -> float:
-        """Step of the optimizer; returns the norm of the gradients before they are clipped."""
+    def gradient_norm(self) -> float:
+        """Norm of the gradients, before they are clipped and before any weight is changed."""
         self.mark("optimizer")
-        _, norm, _ = self.optimizer.step()
-        return float(norm)
+        return gradient_norm(self.optimizer)
+
+    def update(self, norm: float) -> None:
+        """Step of the optimizer with gradients of this norm. Without it the step leaves no trace in the weights."""
+        apply_update(self.optimizer, norm)
 
     def advance(self) -> None:
         """One step of the schedule."""

@@ -33,16 +33,16 @@ class Timeline:
 
     def attach(self, stepper: Stepper) -> None:
         """Mark the phases of the stepper's steps, by hooks of the model's parts and of their outputs' gradients."""
-        model, config = stepper.model, stepper.model.config
+        config = stepper.parts[0].config
         stepper.mark = self.mark
-        self._handles.append(model.register_forward_pre_hook(lambda *_: self.mark("embedding")))
-        for part, name, after in (
-            (model.vision, "vision", "adapter"),
-            (model.adapter, "adapter", "embedding"),
-            (model.language.decoder, "language", "loss"),
-        ):
-            self._part(part, name, after)
-            self._handles.append(part.register_forward_hook(self._gradient_hook(f"{name} backward")))
+        for model in stepper.parts:
+            self._handles.append(model.register_forward_pre_hook(lambda *_: self.mark("embedding")))
+            parts = [(model.language.decoder, "language", "loss")]
+            if model.part.first:
+                parts += [(model.vision, "vision", "adapter"), (model.adapter, "adapter", "embedding")]
+            for part, name, after in parts:
+                self._part(part, name, after)
+                self._handles.append(part.register_forward_hook(self._gradient_hook(f"{name} backward")))
         finalize = config.finalize_model_grads_func
 
         def marked(*args: Any, **kwargs: Any) -> Any:

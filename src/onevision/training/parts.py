@@ -1,0 +1,60 @@
+"""The model that a recipe describes, or what a rank has of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from megatron.core import parallel_state
+
+from onevision.model.configs import language_config
+from onevision.model.onevision import OneVisionModel, Part, freeze
+from onevision.model.presets import PRESETS
+from onevision.model.specs import backend_modules
+from onevision.model.stages import stage_layers
+from onevision.recipe import ParallelRecipe, Recipe
+from onevision.training.precision import precision_dtype
+
+
+def build_parts(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> list[OneVisionModel]:
+    """What this rank has of the preset's model, on `device`, initialised from the recipe's seed, with the recipe's
+    parts frozen: one, or with a virtual pipeline `parallel.virtual_pipeline` of them.
+
+    With `initialize=False` the weights are whatever the memory held: for a benchmark, which draws its own quickly.
+    """
+    architecture, parallel = PRESETS[recipe.model.preset], recipe.parallel
+    layers = stage_layers(recipe, architecture)
+    config = language_config(
+        architecture,
+        recipe.model,
+        precision_dtype(recipe.train.precision),
+        initialize=initialize,
+        fused=device.type == "cuda",
+        train=recipe.train,
+        parallel=parallel,
+        stage_layers=layers,
+    )
+    torch.manual_seed(recipe.seed)
+    again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
+    modules = backend_modules(device, recipe.model.backend, again, context=parallel.context > 1)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    parts = []
+    for number in range(parallel.virtual_pipeline):
+        place = number * parallel.pipeline + stage
+        part = Part(
+            first=place == 0,
+            last=place == len(layers) - 1,
+            layers=layers[place],
+            number=number if parallel.virtual_pipeline > 1 else None,
+            split_vision=parallel.split_vision,
+        )
+        model = OneVisionModel(architecture, config, modules, part)
+        freeze(model, recipe.model.freeze)
+        parts.append(model.to(device))
+    return parts
+
+
+def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> OneVisionModel:
+    """The whole model on one rank, whatever layout the recipe trains in."""
+    (model,) = build_parts(replace(recipe, parallel=ParallelRecipe()), device, initialize=initialize)
+    return model
