@@ -41,6 +41,7 @@ JOBS = {
     "pipeline": Job("jobs.pipeline:run", "all steps from records to an exported model, by dependencies"),
     "status": Job("jobs.status:run", "what each run is doing: nodes, step, loss, tokens/s, ETA, why it waits"),
     "logs": Job("jobs.logs:run_logs", "the log of a run, while it grows"),
+    "samples": Job("jobs.samples:run", "the samples of a step of a run, or whether each step had those planned"),
     "cancel": Job("jobs.logs:run_cancel", "end the job of a run, saved"),
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
@@ -64,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
-    name = parser.parse_args(given[:1]).name  # what follows the name belongs to the job
-    if name is None:
+    if not given:
         parser.print_help()
         return 2
+    if given[0] in ("-h", "--help"):
+        parser.parse_args(given[:1])
+    name = given[0]  # what follows belongs to the job
     try:
         code = _run(name, given[1:])
         sys.stdout.flush()

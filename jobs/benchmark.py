@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import Work
+from jobs.numbers import whole as whole_number
 from jobs.place import SETTINGS, place_of, start
 from jobs.ranks import ready_model
 from onevision.errors import InputError
@@ -71,9 +72,10 @@ def whole(own: dict[str, str], key: str) -> int:
     Raises:
         InputError: it is not.
     """
-    if not own[key].isdigit():
+    number = whole_number(own[key])
+    if number is None:
         raise InputError(f"{key}={own[key]} is not a whole number")
-    return int(own[key])
+    return number
 
 
 def bench_here(recipes: list[Recipe], own: dict[str, str], overrides: list[str], out: Path) -> list[dict[str, Any]]:

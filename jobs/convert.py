@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.arguments import parse, run_recipe
 from jobs.cluster import Work
+from jobs.numbers import whole
 from jobs.place import place_of, start
 from jobs.ranks import ready_model
 from onevision.errors import InputError
@@ -38,10 +39,10 @@ def run_export(arguments: list[str]) -> int:
     """
     run, overrides, own = parse(arguments, "export", "run folder", ("step", "to"))
     recipe = run_recipe(run, overrides)
-    if not own.get("step", "0").isdigit():
+    step = whole(own["step"]) if "step" in own else None
+    if "step" in own and step is None:
         raise InputError(f"step={own['step']} is not a number")
     output = Path(own.get("to", run / "export"))
-    step = int(own["step"]) if "step" in own else None
     work = export_work(recipe, run, step, output)
     return start(work, place_of(own), lambda summary: print(f"{output}: {summary}"))
 

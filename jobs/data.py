@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jobs.arguments import parse
 from jobs.cluster import Work
+from jobs.numbers import whole
 from jobs.place import place_of, start
 from jobs.shared import as_rank
 from onevision.corpus.build import build_corpus
@@ -58,10 +59,10 @@ def data_ranks(own: Mapping[str, str]) -> int:
     Raises:
         InputError: it is not a number from 1 on.
     """
-    ranks = own.get("ranks") or "1"
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise InputError(f"ranks={ranks} is not a number of processes, at least 1")
-    return int(ranks)
+    ranks = whole(own.get("ranks") or "1")
+    if not ranks:
+        raise InputError(f"ranks={own['ranks']} is not a number of processes, at least 1")
+    return ranks
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -120,7 +120,7 @@ def refuse(steps: list[Step], place: Place) -> None:
         if step.names is not None:
             problems += [f"{step.work.name}: {problem}" for problem in vocabulary_problems(step.names)]
     if problems:
-        raise InputError("\n".join([f"{len(problems)} problems, nothing was queued:", *problems]))
+        raise InputError(f"{len(problems)} problems, nothing was queued:", *problems)
 
 
 def _packed(stages: list[Recipe], ranks: int) -> dict[str, list[Step]]:

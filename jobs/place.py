@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.cluster import Work, queue
 from jobs.here import launch, visible_gpus
+from jobs.numbers import whole
 from jobs.shared import by_mpiexec
 from jobs.sites import Site, find_site, time_minutes
 from onevision.errors import InputError
@@ -87,7 +88,7 @@ def _short(path: Path) -> Path:
 
 
 def _number(own: Mapping[str, str], key: str) -> int:
-    text = own.get(key) or "0"
-    if not text.isdigit():
-        raise InputError(f"{key}={text} is not a number")
-    return int(text)
+    number = whole(own.get(key) or "0")
+    if number is None:
+        raise InputError(f"{key}={own[key]} is not a number")
+    return number

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.arguments import parse
+from jobs.numbers import whole
 from jobs.place import SETTINGS
 from onevision.errors import InputError
 from onevision.files import write_json
@@ -76,10 +77,10 @@ def _packs(own: dict[str, str], length: int) -> Packs:
 
 
 def _whole(own: dict[str, str], key: str, default: int) -> int:
-    text = own.get(key) or str(default)
-    if not text.isdigit() or not int(text):
-        raise InputError(f"{key}={text} is not a whole number above 0")
-    return int(text)
+    number = whole(own.get(key) or str(default))
+    if not number:
+        raise InputError(f"{key}={own[key]} is not a whole number above 0")
+    return number
 
 
 def _number(own: dict[str, str], key: str) -> float:

@@ -57,7 +57,7 @@ class Preflight:
         if len(self.problems) == 1:
             raise InputError(self.problems[0])
         if self.problems:
-            raise InputError("\n".join([f"{len(self.problems)} problems, nothing was queued:", *self.problems]))
+            raise InputError(f"{len(self.problems)} problems, nothing was queued:", *self.problems)
 
 
 def preflight(

@@ -10,16 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from jobs.slurm import Slurm
 from onevision.errors import InputError
 from onevision.recipe import known_keys
+from onevision.yaml_text import first_line, read_yaml
 
 CLUSTERS = Path(__file__).parents[1] / "sbatch" / "clusters"
 HERE = "here"
 SCHEDULERS = ("slurm", "none")
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)")
+_TIME = re.compile(r"(?:(?P<days>[0-9]{1,6})-)?(?P<hours>[0-9]{1,6}):(?P<minutes>[0-5][0-9]):(?P<seconds>[0-5][0-9])")
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,7 @@ def load_site(path: Path) -> Site:
     Raises:
         InputError: unknown key (with the nearest known one), impossible value, missing or unreadable file.
     """
-    try:
-        tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(f"site profile {path} does not exist; there are: {', '.join(site_names())}") from None
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"site profile {path} cannot be read: {str(error).splitlines()[0]}") from None
+    tree = read_yaml(path, "site profile")
     if not isinstance(tree, DictConfig):
         raise InputError(f"site profile {path} is not a mapping of keys to values")
     _check_keys(OmegaConf.to_container(tree), path)
@@ -125,7 +120,7 @@ def load_site(path: Path) -> Site:
         site = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Site), tree))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise InputError(f"site profile {path}: {key + ': ' if key else ''}{str(error).splitlines()[0]}") from None
+        raise InputError(f"site profile {path}: {key + ': ' if key else ''}{first_line(error)}") from None
     assert isinstance(site, Site)
     problems = site_problems(site)
     if problems:
@@ -164,8 +159,11 @@ def find_site(name: str = "") -> Site:
         InputError: no such profile; or there is a Slurm cluster that no profile knows.
     """
     if name:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else CLUSTERS / f"{name}.yaml"
-        return load_site(path)
+        if name.endswith((".yaml", ".yml")):
+            return load_site(Path(name))
+        if name not in site_names():
+            raise InputError(f"site profile {name!r} does not exist; there are: {', '.join(site_names())}")
+        return load_site(CLUSTERS / f"{name}.yaml")
     sites = [load_site(path) for path in sorted(CLUSTERS.glob("*.yaml"))]
     default = Slurm().cluster_name()
     for site in sites:

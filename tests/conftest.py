@@ -20,6 +20,7 @@ SKIPPED = "skipped, and --no-skips allows that for gpu tests only: "
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails, but for those marked gpu")
+    parser.addoption("--fuzz-times", type=int, default=1, help="of tests/fuzz: how many times as many inputs, new ones")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,18 +2,36 @@
 
 Exit codes: 2 wrong input, 3 bad data above the threshold, 4 diverged (a rerun would end the same); 73 the folder is
 another process's (requeue), 74 storage failed (requeue after making room), 75 interrupted by the system and saved
-(requeue), 76 hung (requeue), 130 interrupted by a person and saved.
+(requeue), 76 hung (requeue), 77 a result that may be the hardware's fault (requeue on other nodes), 130 interrupted by
+a person and saved.
 """
 
 from __future__ import annotations
 
 import signal
 
+LONGEST = 2000  # characters of a line
+
+
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal: what cannot be printed is escaped, a long one is cut."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class OneVisionError(Exception):
-    """Base of every error that is shown as one line, without a traceback."""
+    """Base of every error that is shown as one line, without a traceback; of several problems each has its line.
+
+    Whatever names, values and paths stand in a line, it is `printable`.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class InputError(OneVisionError):
@@ -29,7 +47,7 @@ class DataError(OneVisionError):
 
 
 class Diverged(OneVisionError):
-    """Loss or gradient is no longer a number; a restart would only repeat it."""
+    """Loss or gradient is no longer a number, or a spike; a restart would only repeat it."""
 
     exit_code = 4
 
@@ -58,3 +76,9 @@ class Hung(OneVisionError):
     """A step was not finished in time: this rank, or one that it waits for, does not answer."""
 
     exit_code = 76
+
+
+class Suspect(OneVisionError):
+    """A bad result that came again on the same hardware, or cannot be repeated: another node has to compute it."""
+
+    exit_code = 77

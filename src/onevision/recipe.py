@@ -31,6 +31,7 @@ from onevision.recipe_training import (
     TrainRecipe,
     precision_problems,
 )
+from onevision.yaml_text import check_yaml, first_line, read_yaml
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ class CheckpointRecipe:
     interval: int = 100  # steps
     keep: int = 2
     asynchronous: bool = True
+    # Folder on storage of each node (/dev/shm/NAME) for copies that only a restart on the same nodes can use; "": none.
+    local: str = ""
+    local_interval: int = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **TRAINING_CHOICES,
 }
 COLUMNS = ("image", "caption", "turns", "prompt", "id", "category", "source", "license")  # what data.columns names
+LONGEST_TEXT = 4096  # characters of a value; so long may a path be
 MAX_PART_SAMPLES = 1 << 24  # numbers of packs and samples of a part share 64 bits with their cost
 MODULES = ("vision", "adapter", "language")
 ENTRY_LISTS = ("data.mixture",)  # keys whose value is a list of sections
@@ -207,6 +212,9 @@ _MINIMUM: dict[str, float] = {
     "train.fp8_bf16_layers": 0,
     "train.threads": 0,
     "train.hang_seconds": 0,
+    "train.spike_factor": 0,
+    "train.spike_window": 1,
+    "train.max_skipped_steps": 0,
     "parallel.tensor": 1,
     "parallel.context": 1,
     "parallel.pipeline": 1,
@@ -216,6 +224,7 @@ _MINIMUM: dict[str, float] = {
     "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
+    "checkpoint.local_interval": 1,
     "evaluation.max_new_tokens": 1,
     "evaluation.batch_tokens": 1,
 }
@@ -232,12 +241,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"override {override!r} is not of the form key=value")
+        _check_key(key, f"override {override!r}")
         try:
+            check_yaml(value)
             change = OmegaConf.from_dotlist([override if value else f"{key}=''"])
             _check_keys(change, f"override {override!r}")
             tree = OmegaConf.merge(tree, change)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise InputError(f"override {override!r}: {_first_line(error)}") from None
+        except (OmegaConfBaseException, YAMLError, ValueError, OverflowError) as error:
+            raise InputError(f"override {override!r}: {first_line(error)}") from None
     return _build(tree, str(path))
 
 
@@ -279,22 +290,15 @@ def known_keys(node: Any = Recipe, prefix: str = "") -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:
     if path in seen:
         raise InputError(f"{path}: recipes extend each other in a circle")
-    try:
-        tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(f"recipe {path} does not exist") from None
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} cannot be read: {_first_line(error)}") from None
+    tree = read_yaml(path, "recipe")
     if not isinstance(tree, DictConfig):
         raise InputError(f"recipe {path} is not a mapping of keys to values")
     parent = tree.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: extends={parent!r} is not the name of a recipe file")
     _check_keys(tree, str(path))
     return OmegaConf.merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
 
@@ -335,7 +339,7 @@ def _build(tree: Any, where: str) -> Recipe:
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise InputError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+        raise InputError(f"{where}: {key + ': ' if key else ''}{first_line(error)}") from None
     assert isinstance(recipe, Recipe)
     problems = recipe_problems(recipe)
     if problems:
@@ -352,6 +356,8 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Everything wrong with the values of a recipe, each naming the key, the value and what is allowed."""
+    if problems := _odd_values(recipe_dict(recipe), ""):
+        return problems
     problems = [
         f"{key}={_value(recipe, key)!r} is not one of {', '.join(choices)}"
         for key, choices in CHOICES.items()
@@ -398,6 +404,11 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
         )
+    if recipe.checkpoint.local and train.precision == "fp8" and train.fp8_recipe == "delayed":
+        problems.append(
+            f"checkpoint.local={recipe.checkpoint.local}: the scales of delayed FP8 are not part of a local copy: use "
+            "train.fp8_recipe=tensorwise, or no local copies"
+        )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
     if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
         problems.append(
@@ -405,6 +416,23 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             "bucket, and nothing to overlap"
         )
     return problems
+
+
+def _odd_values(node: Any, key: str) -> list[str]:
+    """Numbers and texts that no setting can have, and that what reads them later may stumble over."""
+    if isinstance(node, dict):
+        return [line for name, value in node.items() for line in _odd_values(value, f"{key}.{name}" if key else name)]
+    if isinstance(node, list):
+        return [line for number, value in enumerate(node) for line in _odd_values(value, f"{key}[{number}]")]
+    if isinstance(node, float) and math.isinf(node):
+        return [f"{key}={node} is not a finite number"]
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:
+        return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]
+    if isinstance(node, str) and not node.isprintable() and not key.startswith("concepts.templates"):
+        return [f"{key}={node!r} has a character that cannot be printed"]
+    if isinstance(node, str) and len(node) > LONGEST_TEXT:
+        return [f"{key} has {len(node)} characters: a text has at most {LONGEST_TEXT}"]
+    return []
 
 
 def _mixture_problems(entries: Sequence[MixtureEntry]) -> list[str]:

@@ -17,6 +17,7 @@ STRUCTURE_TOKENS = (
     "<|video_pad|>",
 )
 MAX_ID_BYTES = 256  # ids are stored as a fixed-width column
+MAX_NAME_BYTES = 1024  # and so are the different categories, languages, sources and licenses
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,12 @@ def parse_record(fields: Any, images: tuple[bytes, ...]) -> Record:
     names = {name: _name(fields, name) for name in ("id", "category", "language", "source", "license")}
     if not names["id"] or len(names["id"].encode()) > MAX_ID_BYTES:
         raise Reject("bad_field", f"id has {len(names['id'].encode())} bytes, not 1 to {MAX_ID_BYTES}")
+    for name, value in names.items():
+        if len(value.encode()) > MAX_NAME_BYTES:
+            raise Reject("bad_field", f"{name} has {len(value.encode())} bytes, not up to {MAX_NAME_BYTES}")
     turns = fields.get("messages")
     if not isinstance(turns, list) or not turns:
-        raise Reject("no_messages", f"messages is {_shown(turns)}")
+        raise Reject("no_messages", f"messages is {shown(turns)}")
     messages = tuple(_message(turn, number) for number, turn in enumerate(turns))
     _check_roles(messages)
     for number, message in enumerate(messages):
@@ -109,7 +113,8 @@ def record_fields(record: Record) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """What a person is shown of a wrong value."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -125,14 +130,14 @@ def _utf8(value: str, what: str) -> str:
 def _name(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or "\0" in value:
-        raise Reject("bad_field", f"{name} is {_shown(value)}, not a string")
+        raise Reject("bad_field", f"{name} is {shown(value)}, not a string")
     return _utf8(value, name)
 
 
 def _message(turn: Any, number: int) -> Message:
     content = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(content, list):
-        raise Reject("bad_field", f"message {number} has no list of content parts: {_shown(turn)}")
+        raise Reject("bad_field", f"message {number} has no list of content parts: {shown(turn)}")
     return Message(str(turn.get("role")), tuple(_part(part, number) for part in content))
 
 
@@ -142,7 +147,7 @@ def _part(part: Any, number: int) -> Part:
         return Part("image")
     if kind == "text" and isinstance(part.get("text"), str):
         return Part("text", _utf8(part["text"], f"message {number}"))
-    raise Reject("bad_field", f"message {number} has a part that is neither text nor image: {_shown(part)}")
+    raise Reject("bad_field", f"message {number} has a part that is neither text nor image: {shown(part)}")
 
 
 def _check_roles(messages: tuple[Message, ...]) -> None:
@@ -150,7 +155,7 @@ def _check_roles(messages: tuple[Message, ...]) -> None:
     turns = roles[1:] if roles[0] == "system" else roles
     expected = ["user", "assistant"] * (len(turns) // 2)
     if not turns or turns != expected:
-        raise Reject("role_order", f"roles are {_shown(roles)}, not (system,) user, assistant, …")
+        raise Reject("role_order", f"roles are {shown(roles)}, not (system,) user, assistant, …")
 
 
 def _check_content(message: Message, number: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from onevision.corpus.record import Record, Reject, parse_record
+from onevision.corpus.record import Record, Reject, parse_record, shown
 
 ROLES = {
     "human": "user",
@@ -112,8 +112,8 @@ def _messages(turn: Any) -> list[dict[str, Any]]:
     content = next((given[key] for key in ("value", "content", "text") if key in given), None)
     if role is None and content is None:
         return []
-    if role not in ROLES:
-        raise Reject("role_order", f"a turn is of role {role!r}, not one of {', '.join(ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise Reject("role_order", f"a turn is of role {shown(role)}, not one of {', '.join(ROLES)}")
     return [{"role": ROLES[role], "content": _parts(content)}]
 
 
@@ -140,4 +140,4 @@ def _part(item: Any) -> list[dict[str, Any]]:
         return [{"type": "image"}]
     if kind == "text" and isinstance(item.get("text"), str):
         return _parts(item["text"])
-    raise Reject("bad_field", f"a part of a turn is neither text nor image: {repr(item)[:80]}")
+    raise Reject("bad_field", f"a part of a turn is neither text nor image: {shown(item)}")

@@ -57,25 +57,50 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     held: dict[str, bytes] = {}
     held_key = ""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # the library keeps all that it has seen
-                if not member.isfile():
-                    continue
-                key, _, extension = member.name.removeprefix("./").partition(".")
-                if key != held_key and held:
-                    yield from _records(held, f"{stem}/{held_key}", source)
-                    held = {}
-                held_key = key
-                content = tar.extractfile(member)
-                assert content is not None, "a regular file"
-                held[extension.lower()] = content.read()
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, OSError, EOFError) as error:
+        for name, content in _members(path):
+            key, _, extension = name.removeprefix("./").partition(".")
+            if key != held_key and held:
+                yield from _records(held, f"{stem}/{held_key}", source)
+                held = {}
+            held_key = key
+            held[extension.lower()] = content
+    except tarfile.TarError as error:
         yield Rejected(f"{stem}/{held_key}", "tar_unreadable", f"{error}: this sample and what comes after it is lost")
         return
     if held:
         yield from _records(held, f"{stem}/{held_key}", source)
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; one with a negative size would have the library go back and read the same for ever."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.HeaderError(f"a size of {count} bytes")
+        return super()._block(count)  # type: ignore[misc]
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each regular file in a tar. Names are no paths: nothing is written to them.
+
+    Raises:
+        tarfile.TarError: it is damaged.
+    """
+    end = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:", tarinfo=_Header) as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # the library keeps all that it has seen
+                if not member.isfile():
+                    continue
+                if member.issparse() or member.offset_data + member.size > end:  # it may say any size
+                    raise tarfile.ReadError(f"{member.name[:80]!r} says that it has {member.size} bytes")
+                content = tar.extractfile(member)
+                assert content is not None, "a regular file"
+                yield member.name, content.read()
+            _check_end(path, tar.offset)
+    except (OSError, EOFError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+        raise tarfile.ReadError(f"a header is damaged: {error}") from None  # numbers of any kind stand in headers
 
 
 def _check_end(path: Path, offset: int) -> None:
@@ -107,7 +132,9 @@ def _records(files: dict[str, bytes], place: str, source: str) -> Iterator[Recor
 
 
 def _pack(files: dict[str, bytes], fields: dict[str, Any], place: str, source: str) -> Iterator[Record | Rejected]:
-    captions, prompts = fields["captions"], fields.get("prompts") or []
+    captions, prompts = fields["captions"], fields.get("prompts")
+    if not isinstance(prompts, list):
+        prompts = []
     for k, caption in enumerate(captions):
         try:
             found = [name for name in (f"img{k}.{suffix}" for suffix in sorted(IMAGES)) if name in files]
@@ -142,9 +169,9 @@ def _caption(files: dict[str, bytes], fields: dict[str, Any]) -> Any:
         raise Reject("not_utf8", f"txt, byte {error.start}: {error.reason}") from None
 
 
-def _natural(name: str) -> list[int | str]:
-    """img10 after img9."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+def _natural(name: str) -> str:
+    """img10 after img9, once numbers are as wide as each other."""
+    return re.sub("[0-9]+", lambda number: number[0].lstrip("0").rjust(20), name)
 
 
 def _folder(data: DataRecipe) -> Path:
