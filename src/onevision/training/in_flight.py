@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 _GROUPS = 4  # of micro-batches, one a stage; what waits repeats from group to group
@@ -17,7 +18,7 @@ def most_in_flight(stage: int, pipeline: int, virtual_pipeline: int, micro_batch
     """
     if virtual_pipeline == 1:
         return [(min(pipeline - stage, micro_batches),)]
-    return _interleaved(stage, pipeline, virtual_pipeline, min(micro_batches // pipeline, _GROUPS))
+    return _interleaved(stage, pipeline, virtual_pipeline, min(math.ceil(micro_batches / pipeline), _GROUPS))
 
 
 @cache
