@@ -31,7 +31,7 @@ weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 
-ifneq ($(filter resume eval report export logs cancel,$(MAKECMDGOALS)),)
+ifneq ($(filter resume eval report export logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -110,8 +110,17 @@ status: $(READY)  ## every run, or RUN: state, nodes, step, loss, tokens/s, ETA,
 logs: $(READY)  ## what RUN prints
 	@$(JOBS) logs $(run) $(ARGS)
 
+samples: $(READY)  ## samples of STEP of RUN; without STEP: did every step have those planned?
+	@$(JOBS) samples $(run) $(STEP:%=step=%) $(ARGS)
+
 cancel: $(READY)  ## end the job of RUN, saved
 	@$(JOBS) cancel $(run) $(ARGS)
+
+parallel-check: $(READY)  ## every parallel layout against one process, and runs that go on in another layout
+	@.venv/bin/python -m benchmarks.parallel $(ARGS)
+
+fault-check: $(READY)  ## kill, freeze, damage and fill up real training runs on this machine: nothing may be lost
+	@.venv/bin/python -m benchmarks.faults $(ARGS)
 
 ##@ Results
 
@@ -195,6 +204,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs cancel eval report export slurm-up slurm-down slurm-check scripts \
-  cuda cuda-check gpu-check \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval report export slurm-up slurm-down slurm-check scripts \
+  parallel-check fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

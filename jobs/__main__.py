@@ -41,6 +41,7 @@ JOBS = {
     "pipeline": Job("jobs.pipeline:run", "all steps from records to an exported model, by dependencies"),
     "status": Job("jobs.status:run", "what each run is doing: nodes, step, loss, tokens/s, ETA, why it waits"),
     "logs": Job("jobs.logs:run_logs", "the log of a run, while it grows"),
+    "samples": Job("jobs.samples:run", "the samples of a step of a run, or whether each step had those planned"),
     "cancel": Job("jobs.logs:run_cancel", "end the job of a run, saved"),
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),

@@ -7,6 +7,7 @@ It goes when the job ends. One that is still there belongs to a job that runs, o
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -17,6 +18,8 @@ import psutil
 
 from onevision.errors import InputError
 from onevision.files import write_json
+
+_STAMP = f"{'[0-9]' * 8}-{'[0-9]' * 6}"
 
 
 class Attempt:
@@ -59,7 +62,9 @@ def new_attempt(log_folder: Path, name: str) -> Attempt:
     file_name = re.sub(r"[^\w.]+", "-", name)
     for work in sorted(log_folder.glob(f".{file_name}-{'[0-9]' * 8}-*")):
         _settle_former(name, Attempt(work))
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    # The newest start has the newest name, also when the clock was set back since.
+    stamps = [path.name[len(file_name) + 1 :][:15] for path in log_folder.glob(f"{file_name}-{_STAMP}*.log")]
+    stamp = max([time.strftime("%Y%m%d-%H%M%S"), *stamps])
     number = 1
     while True:
         attempt = Attempt(log_folder / f".{file_name}-{stamp}{f'-{number}' if number > 1 else ''}")
@@ -76,17 +81,26 @@ def new_attempt(log_folder: Path, name: str) -> Attempt:
 
 def write_identity(path: Path) -> None:
     """Say which process this is."""
-    process = psutil.Process()
-    write_json(path, {"pid": process.pid, "created": process.create_time(), "host": socket.gethostname()})
+    write_json(path, {"pid": os.getpid(), "born": born(os.getpid()), "host": socket.gethostname()})
+
+
+def born(pid: int) -> str:
+    """When a process began, so that no setting of the clock changes it: ticks of the kernel since which boot.
+
+    Raises:
+        FileNotFoundError: there is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{fields[19]} ticks after boot {boot}"
 
 
 def process_of(identity: Path) -> tuple[int, psutil.Process | None]:
     """Process id of who wrote the file, and the process; None when it is gone."""
     known = json.loads(identity.read_text(encoding="utf-8"))
     try:
-        process = psutil.Process(known["pid"])
-        return process.pid, process if process.create_time() == known["created"] else None
-    except psutil.NoSuchProcess:
+        return known["pid"], psutil.Process(known["pid"]) if born(known["pid"]) == known.get("born") else None
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return known["pid"], None
 
 

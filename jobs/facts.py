@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.records import Records
+from jobs.records import Records, metrics_ns
 from jobs.slurm import Accounted, Queued, Slurm, SlurmError
 
 ROOTS = ("runs", "data")  # where runs and data jobs are looked for
@@ -82,6 +82,15 @@ class Facts:
         """Whether the last submission has ended for good and said so."""
         own = self.own_events
         return bool(own) and own[-1]["event"] == "end" and own[-1]["decision"] in FINAL
+
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ending the job at once would lose steps; one that is not training can be asked at any time."""
+        starts = [row for row in self.own_events if row["event"] == "start"]
+        return not self.steps or (
+            bool(starts) and metrics_ns(self.folder) not in (0, starts[-1].get("metrics_ns"))
+        )
 
 
 @dataclass

@@ -26,7 +26,7 @@ from submitit.core.utils import JobPaths, environment_variables, pickle_load
 
 from jobs.attempt import Attempt, new_attempt, process_of, runs
 from jobs.call import Call
-from jobs.outcome import Outcome
+from jobs.outcome import Outcome, likely_cause
 from jobs.terminal import LogStream
 from onevision.errors import InputError, Interrupted, OneVisionError
 from onevision.files import read_json, storage_errors
@@ -132,8 +132,8 @@ def _submit(attempt: Attempt, processes: int, call: Call) -> Any:
 
 
 def _follow(job: Any, tasks: list[_Task], stream: LogStream, stop: _Stop) -> _Task | None:
-    """Stay with the job until all its processes are gone; the first one that failed, if any."""
-    failed: _Task | None = None
+    """Stay with the job until all its processes are gone; the one whose failure is the cause, if any failed."""
+    failed: list[_Task] = []
     announced = killed = False
     kill_at = float("inf")
     while True:
@@ -141,16 +141,17 @@ def _follow(job: Any, tasks: list[_Task], stream: LogStream, stop: _Stop) -> _Ta
         signum = stop.signum
         for task in tasks:
             task.poll(controller_gone)
-            if failed is None and task.failed:
-                failed = task
-                kill_at = time.monotonic() + _patience(task)
+        new = [task for task in tasks if task.failed and task not in failed]
+        if new and not (failed and killed):  # those that are killed for the failure of another are no cause
+            failed += new
+            kill_at = min(kill_at, time.monotonic() + min(map(_patience, new)))
         if tasks[0].started:
             stream.forward()
         if (stop.at_once or time.monotonic() >= kill_at) and not killed:
             _kill(job, tasks)
             killed = True
         if all(task.ended for task in tasks):
-            return failed
+            return min(failed, key=lambda task: likely_cause(task.outcome), default=None)
         if signum and not announced:
             stream.note("stopping after this step and saving; Ctrl-C again to stop at once")
             announced = True

@@ -20,7 +20,13 @@ _BY_CODE = {
     Diverged.exit_code: "diverged",
     StorageError.exit_code: "storage full or broken",
 }
-_BY_CAUSE = {"crashed": "crash loop", "hung": "hung", "lost": "lost", "unhealthy": "unhealthy nodes"}
+_BY_CAUSE = {
+    "crashed": "crash loop",
+    "hung": "hung",
+    "lost": "lost",
+    "suspect": "suspect hardware",
+    "unhealthy": "unhealthy nodes",
+}
 _STATES = {"RUNNING": "running", "COMPLETING": "ending", "CONFIGURING": "starting"}
 # squeue's reasons. {partition} and {job} are filled in; a reason that is not here is shown as it is.
 _REASONS = {

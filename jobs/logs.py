@@ -27,9 +27,9 @@ from jobs.numbers import whole
 from jobs.records import Records
 from jobs.slurm import Queued, Slurm
 from jobs.status import nothing_in
-from jobs.terminal import LOG_ONLY, LogStream
+from jobs.terminal import LogStream
 from onevision.errors import InputError, Interrupted
-from onevision.progress import MARK
+from onevision.progress import LOG_ONLY, MARK
 
 _LOCAL = re.compile(r"\.?(?P<name>.+)-(?P<stamp>\d{8}-\d{6}(-\d+)?)(\.rank(?P<rank>\d+))?(\.log)?")
 _TAIL_BYTES = 4 << 20  # of a log in which the last lines are looked for
@@ -265,7 +265,7 @@ def _end_queued(source: Source, queued: Queued, queue: dict[int, Queued], now: b
         names = ", ".join(f"{name} (job {each})" for each, name in sorted(after.items()))
         print(f"cancelled with it: {names}", flush=True)
     title = f"{source.name} (job {number})"
-    if queued.state == "RUNNING" and not now and _has_news(source.facts):
+    if queued.state == "RUNNING" and not now and source.facts.has_news:
         slurm.cancel(number, "INT")
         _wait(f"{title} finishes its step and saves", lambda: _ended(slurm.queue().get(number)), wait, poll=1.0)
         left = slurm.queue().get(number)
@@ -306,15 +306,6 @@ def waiting_for(number: int, facts: list[Facts]) -> dict[int, str]:
             return found
         found |= more
         reached |= set(more)
-
-
-def _has_news(facts: Facts) -> bool:
-    """Whether ending a job at once would lose steps; a job that is not training can be asked at any time."""
-    starts = [row for row in facts.own_events if row["event"] == "start"]
-    if not facts.steps:
-        return True
-    metrics = facts.folder / "metrics.jsonl"
-    return bool(starts) and metrics.exists() and metrics.stat().st_mtime > starts[-1]["time"]
 
 
 def _ended(queued: Queued | None) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from jobs.terminal import LOG_ONLY
 from onevision.errors import Interrupted, OneVisionError
 from onevision.files import storage_errors
+from onevision.progress import LOG_ONLY
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -25,6 +25,14 @@ class Outcome:
     exit_code: int
     message: str = ""
     value: bytes = b""
+
+
+def likely_cause(outcome: Outcome | None) -> int:
+    """The lowest among several ranks that failed is the cause: an error with a line of its own, then a rank that was
+    killed (None), then an unexpected exception: when a rank is gone, the others get one from their next collective."""
+    if outcome is None:
+        return 1
+    return 2 if outcome.exit_code == 1 else 0
 
 
 def outcome_of(name: str, log: Path, work: Callable[[], bytes]) -> Outcome:

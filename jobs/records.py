@@ -73,6 +73,13 @@ class Records:
             file.write(json.dumps(row) + "\n")
 
 
+def metrics_ns(run: Path | None) -> int:
+    """When metrics.jsonl was last written, by the file system's clock; 0 without it. Only whether it is another one
+    says something: that clock may be set."""
+    path = (run or Path()) / "metrics.jsonl"
+    return path.stat().st_mtime_ns if run is not None and path.exists() else 0
+
+
 def leave_record(path: Path, exit_code: int, message: str, step: int = 0) -> None:
     """Say how a rank ended. A full disk must not hide the exit code."""
     row = {"exit_code": exit_code, "message": message, "step": step, "time": time.time(), "node": socket.gethostname()}

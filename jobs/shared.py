@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
 
 
 def _leave(path: Path, outcome: Outcome) -> None:
-    write_json(path, {"exit_code": outcome.exit_code, "message": outcome.message, "time": time.time()})
+    write_json(path, {"exit_code": outcome.exit_code, "message": outcome.message, "time": time.monotonic()})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m jobs.starts begin FOLDER NAME [RUN]                  exit code 0: go on
     python -m jobs.starts fit FOLDER NAME NODES                    0: go on; 75: again, without the nodes it prints
-    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS [RUN]  0: done; 75: again; else stop with that code
+    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS [RUN]  0: done; 75: again, without the nodes it prints, if
+                                                                   any; else stop with that code
 
 Slurm counts the starts of a job, and this file remembers how each ended. A start that ended by itself (crash, hang,
 node failure) is tried again as long as there is a new checkpoint between; what another start would only repeat is not.
@@ -18,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs.health import verdict
-from jobs.records import Records
-from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError
+from jobs.records import Records, metrics_ns
+from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError, Suspect
 from onevision.files import read_json, write_json
+from onevision.training.bad_steps import read_bad_steps
 
 AGAIN = 75
 _PERMANENT = (Diverged.exit_code, InputError.exit_code, DataError.exit_code, StorageError.exit_code, 130)
 _SIGNALLED = ("User defined signal 1", "User defined signal 2", "Terminated")  # before the rank could listen
-_COUNTED = ("crashed", "hung", "lost")  # causes that must not repeat without a new checkpoint
+_COUNTED = ("crashed", "hung", "lost", "suspect")  # causes that must not repeat without a new checkpoint
 
 
 def begin(records: Records, run: Path | None) -> int:
@@ -63,6 +65,7 @@ def begin(records: Records, run: Path | None) -> int:
             "checkpoint": checkpoint,
             "step": step,
             "log_bytes": log.stat().st_size if log.exists() else 0,
+            "metrics_ns": metrics_ns(run),
         }
     )
     done = f", from the checkpoint of step {checkpoint}" if checkpoint else ""
@@ -79,11 +82,9 @@ def fit(records: Records, nodes: list[str]) -> int:
         return error.exit_code
     if not bad:
         return 0
-    known = records.excluded() | {node: {"reason": reason, "time": time.time()} for node, reason in bad.items()}
-    write_json(records.bad_nodes, known)
     reasons = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
     _end(records, "unhealthy", AGAIN, f"not fit, left out from now on: {reasons}", "requeue")
-    print(",".join(sorted(known)))
+    _leave_out(records, bad)
     return AGAIN
 
 
@@ -99,6 +100,8 @@ def end(records: Records, code: int, max_restarts: int, run: Path | None) -> int
     crashes = 1 + former_crashes(records.events(), _job()[0], progress(run)[0])
     if crashes < max_restarts:
         text = f"{message} (start {crashes} of at most {max_restarts} without a new checkpoint)"
+        if cause == "suspect":
+            _leave_out(records, _suspects(run))
         return _end(records, cause, AGAIN, text, "requeue")
     text = f"not started again: {crashes} starts ended without a new checkpoint; the last one: {message}"
     return _end(records, cause, exit_code, text, "stop")
@@ -110,7 +113,7 @@ def judge(records: Records, code: int) -> tuple[str, int, str]:
     After a crash srun ends the other ranks, and they answer that like any other signal: the first end tells the cause.
     """
     ended = sorted((read_json(path) for path in records.ranks.glob("*.json")), key=lambda row: row["time"])
-    for known, cause in (((*_PERMANENT,), "failed"), ((Hung.exit_code,), "hung")):
+    for known, cause in (((*_PERMANENT,), "failed"), ((Hung.exit_code,), "hung"), ((Suspect.exit_code,), "suspect")):
         for row in ended:
             if row["exit_code"] in known:
                 return cause, row["exit_code"], row["message"]
@@ -157,6 +160,27 @@ def progress(run: Path | None) -> tuple[int, int]:
             found = re.findall(rb'"step": (\d+)', file.read())
         last = int(found[-1]) if found else 0
     return max(steps, default=0), last
+
+
+def _suspects(run: Path | None) -> dict[str, str]:
+    """The nodes that computed what another one is to check, where it is known which, with the reason."""
+    rows = [row for row in read_bad_steps(run) if row["action"] == "elsewhere"] if run is not None else []
+    if not rows:
+        return {}
+    last = max(rows, key=lambda row: row["time"])
+    # A host's name may have a domain, which Slurm's name of the node has not.
+    return {
+        node.partition(".")[0]: f"computed step {last['step']} with {last['what']} {last['value']}, to be checked"
+        for node in last["nodes"]
+    }
+
+
+def _leave_out(records: Records, nodes: dict[str, str]) -> None:
+    """Remember nodes with the reason, and print all that are left out, for the batch script."""
+    known = records.excluded() | {node: {"reason": reason, "time": time.time()} for node, reason in nodes.items()}
+    if known:
+        write_json(records.bad_nodes, known)
+        print(",".join(sorted(known)))
 
 
 def _first_end(records: Records) -> tuple[str, str]:

@@ -9,9 +9,8 @@ from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from onevision.progress import MARK
+from onevision.progress import LOG_ONLY, MARK
 
-LOG_ONLY = "[error]"  # from such a line on, the log is for whoever looks for a cause, not for the terminal
 _LOG_ONLY = (LOG_ONLY, "Fatal Python error:")
 _ERASE = "\r\x1b[2K"
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
+from onevision.corpus.hdf5 import SEAL, seal_file
 from onevision.corpus.record import Message, Part, Record, record_fields
 from onevision.data.image import image_header
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
@@ -114,3 +117,14 @@ def write_records(folder: str | Path, records: Sequence[Record]) -> Path:
         lines.append(json.dumps({**record_fields(record), "images": names}, ensure_ascii=False))
     (target / "records.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return target
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[h5py.File]:
+    """Yield an HDF5 file of an index to be changed; it ends with the right seal again."""
+    with h5py.File(path, "r+") as file:
+        yield file
+    with path.open("r+b") as raw:  # the library may have left the old seal where it was
+        content = raw.read()
+        raw.truncate(content.rfind(SEAL) if SEAL in content else len(content))
+    seal_file(path)

@@ -109,7 +109,8 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
             waited = time.perf_counter() - start_of_step
             losses = stepper.compute(batches)
             totals = reduce_totals(losses, batches, 0, categories)
-            norm = stepper.update()
+            norm = stepper.gradient_norm()
+            stepper.update(norm)
             timeline.mark("other")
             stepper.advance()
             return totals, waited, norm

@@ -2,7 +2,8 @@
 
 Exit codes: 2 wrong input, 3 bad data above the threshold, 4 diverged (a rerun would end the same); 73 the folder is
 another process's (requeue), 74 storage failed (requeue after making room), 75 interrupted by the system and saved
-(requeue), 76 hung (requeue), 130 interrupted by a person and saved.
+(requeue), 76 hung (requeue), 77 a result that may be the hardware's fault (requeue on other nodes), 130 interrupted by
+a person and saved.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class DataError(OneVisionError):
 
 
 class Diverged(OneVisionError):
-    """Loss or gradient is no longer a number; a restart would only repeat it."""
+    """Loss or gradient is no longer a number, or a spike; a restart would only repeat it."""
 
     exit_code = 4
 
@@ -75,3 +76,9 @@ class Hung(OneVisionError):
     """A step was not finished in time: this rank, or one that it waits for, does not answer."""
 
     exit_code = 76
+
+
+class Suspect(OneVisionError):
+    """A bad result that came again on the same hardware, or cannot be repeated: another node has to compute it."""
+
+    exit_code = 77

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,23 @@ from typing import Any
 from onevision.errors import InputError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The "disk full" behind an error, looked for in its causes and in what a failed writer sent."""
+    seen: list[Any] = [error]
+    while seen:
+        current = seen.pop()
+        if isinstance(current, OSError) and current.errno in FULL:
+            return current
+        if isinstance(current, str):  # of an error that came from another process there is only the text
+            numbers = map(int, re.findall(r"\[Errno (\d+)\]", current))
+            if number := next((number for number in numbers if number in FULL), 0):
+                return OSError(number, os.strerror(number))
+        if isinstance(current, BaseException):
+            seen += [current.__cause__, current.__context__, *current.args]
+            seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
+    return None
 
 
 @contextmanager
@@ -44,6 +62,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replacing` has left in a folder where it was killed. Nobody may be writing there."""
+    for path in folder.glob(".*.tmp*"):
+        if re.fullmatch(r"\..+\.tmp\d+", path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
@@ -59,11 +84,28 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or not JSON.
+        InputError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers too long or lists too deep to be meant
         raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_record(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON file that holds an object with values of these types under these keys.
+
+    Raises:
+        InputError: as `read_json`, or it holds something else.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path} was altered: it holds no object")
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            raise InputError(f"{path} was altered: its {key!r} is not what was written")
+    return record

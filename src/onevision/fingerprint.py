@@ -25,7 +25,8 @@ def file_digest(path: str | Path) -> str:
 
 def value_digest(value: Any) -> str:
     """Digest of a JSON-serialisable value; the order of dictionary keys does not count."""
-    return bytes_digest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return bytes_digest(text.encode(errors="surrogatepass"))
 
 
 def folder_digest(folder: str | Path, pattern: str = "**/*") -> str:

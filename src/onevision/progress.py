@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 MARK = "▸ "
+LOG_ONLY = "[error]"  # from such a line on, a log is for whoever looks for a cause, not for the terminal
 
 
 def duration(seconds: float) -> str:

@@ -123,6 +123,9 @@ class CheckpointRecipe:
     interval: int = 100  # steps
     keep: int = 2
     asynchronous: bool = True
+    # Folder on storage of each node (/dev/shm/NAME) for copies that only a restart on the same nodes can use; "": none.
+    local: str = ""
+    local_interval: int = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,9 @@ _MINIMUM: dict[str, float] = {
     "train.fp8_bf16_layers": 0,
     "train.threads": 0,
     "train.hang_seconds": 0,
+    "train.spike_factor": 0,
+    "train.spike_window": 1,
+    "train.max_skipped_steps": 0,
     "parallel.tensor": 1,
     "parallel.context": 1,
     "parallel.pipeline": 1,
@@ -218,6 +224,7 @@ _MINIMUM: dict[str, float] = {
     "profile.steps": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep": 1,
+    "checkpoint.local_interval": 1,
     "evaluation.max_new_tokens": 1,
     "evaluation.batch_tokens": 1,
 }
@@ -397,6 +404,11 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
         )
+    if recipe.checkpoint.local and train.precision == "fp8" and train.fp8_recipe == "delayed":
+        problems.append(
+            f"checkpoint.local={recipe.checkpoint.local}: the scales of delayed FP8 are not part of a local copy: use "
+            "train.fp8_recipe=tensorwise, or no local copies"
+        )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
     if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
         problems.append(
@@ -412,7 +424,7 @@ def _odd_values(node: Any, key: str) -> list[str]:
         return [line for name, value in node.items() for line in _odd_values(value, f"{key}.{name}" if key else name)]
     if isinstance(node, list):
         return [line for number, value in enumerate(node) for line in _odd_values(value, f"{key}[{number}]")]
-    if isinstance(node, float) and not math.isfinite(node):
+    if isinstance(node, float) and math.isinf(node):
         return [f"{key}={node} is not a finite number"]
     if isinstance(node, int) and not -(2**63) <= node < 2**63:
         return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]

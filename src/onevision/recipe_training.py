@@ -50,6 +50,15 @@ class TrainRecipe:
     peak_tflops: float = 0.0  # of one device, for MFU; 0: the table in training/flops.py, or measured on a CPU
     threads: int = 0  # CPU threads a rank; 0: the cores of this machine over its ranks
     hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
+    # What follows a bad step: loss or gradient norm is not a finite number, or a spike. What is done: training/guard.py
+    on_divergence: str = "stop"  # stop, skip (without its update), rewind (to the last checkpoint, leave its batch out)
+    spike_factor: float = (
+        0.0  # a spike is above so many times the median of the last spike_window good steps; 0: none
+    )
+    spike_window: int = 64  # steps; until there were so many there is no spike
+    max_skipped_steps: int = 20  # bad steps of a run that are skipped or left out; one more ends it
+    rerun: str = "off"  # off, validate (a bad step is computed again, to find hardware that errs: training/rerun.py)
+    deterministic: bool = False  # kernels and orders that give the same bits twice, for tests; slower on a GPU
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     "train.precision": ("bf16", "fp32", "fp8"),
     # MXFP8 needs Blackwell. Blocks of 128 x 128 ("blockwise") run on Hopper, but only where all sizes divide by 128.
     "train.fp8_recipe": ("tensorwise", "delayed"),
+    "train.on_divergence": ("stop", "skip", "rewind"),
+    "train.rerun": ("off", "validate"),
 }
 # Norms alone cannot be: Megatron-core needs Transformer Engine for it, whose norms are one with the layers after them.
 RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
@@ -140,6 +151,8 @@ def precision_problems(
         problems.append("optimizer.state_dtype=bf16 is for BF16 weights: with train.precision=fp32 use fp32")
     if train.tf32 and train.precision != "fp32":
         problems.append(f"train.tf32=true is for train.precision=fp32 (is {train.precision}): leave it false")
+    if 0 < train.spike_factor <= 1:
+        problems.append(f"train.spike_factor={train.spike_factor} would call every step bad: set it above 1, or to 0")
     if train.precision == "fp8":
         return problems + _fp8_problems(model, train, sequence_length)
     if train.fp8_bf16_layers:
@@ -164,5 +177,10 @@ def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) 
         problems.append(
             f"train.fp8_bf16_layers={train.fp8_bf16_layers}: delayed scaling has all layers in FP8: set it to 0, or "
             "use train.fp8_recipe=tensorwise"
+        )
+    if train.fp8_recipe == "delayed" and train.rerun != "off":
+        problems.append(
+            f"train.rerun={train.rerun}: delayed scaling changes its scales in every pass, so that a step cannot be "
+            "computed again as it was: use train.fp8_recipe=tensorwise, or train.rerun=off"
         )
     return problems

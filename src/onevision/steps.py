@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, storage_errors, write_json
+from onevision.files import read_json, read_record, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.ranks import ALONE, Ranks
 
@@ -119,12 +119,21 @@ def _finished(folder: Path, key: str) -> StepResult | None:
     """
     done = folder / "step.json"
     if done.exists():
-        record = read_json(done)
-        if record.get("key") == key:
+        record = _done(folder)
+        if record["key"] == key:
             return StepResult(folder, record["summary"], record["seconds"], skipped=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
     return None
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    """What step.json of a folder says.
+
+    Raises:
+        InputError: it was altered.
+    """
+    return read_record(folder / "step.json", key=str, summary=dict, seconds=(int, float))
 
 
 def _record(name: str, key: str, inputs: dict[str, Any], summary: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -165,8 +174,7 @@ def forget_part(work: str | Path, k: int) -> None:
 
 def forget(folder: str | Path) -> None:
     """Have the step of `folder` run again, whatever its inputs; it stays a step's output, which a step may replace."""
-    done = Path(folder) / "step.json"
-    write_json(done, read_json(done) | {"key": ""})
+    write_json(Path(folder) / "step.json", _done(Path(folder)) | {"key": ""})
 
 
 def forget_damaged(
@@ -193,4 +201,5 @@ def step_summary(folder: str | Path) -> dict[str, Any]:
     done = Path(folder) / "step.json"
     if not done.exists():
         raise InputError(f"{folder} is not a finished step (no step.json): run the step that makes it first")
-    return read_json(done)["summary"]
+    summary: dict[str, Any] = read_record(done, summary=dict)["summary"]
+    return summary

@@ -19,6 +19,7 @@ from onevision.errors import InputError
 
 MOST_BYTES = 1 << 20
 DEEPEST = 20  # mappings and lists inside each other
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as OmegaConf chooses it
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -51,11 +52,11 @@ def check_yaml(text: str) -> None:
         yaml.YAMLError: the text is no YAML.
     """
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        place = f"line {event.start_mark.line + 1}"
+    for event in yaml.parse(text, Loader=_LOADER):
+        place = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"{place}: *{event.anchor} stands for another value: write that value out")
-        if getattr(event, "tag", None) is not None:
+        if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
             raise ValueError(f"{place}: the tag {event.tag} is not read: write the plain value")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
             raise ValueError(f"{place}: {event.value[:80]!r}: nothing is filled in for ${{…}}: write the value out")

@@ -21,7 +21,7 @@ from onevision.files import read_json
 from onevision.recipe import ConceptRecipe, DataRecipe, Recipe, save_recipe
 from tests.concepts.test_counts import CAPTIONS, captioned
 from tests.concepts.tiny_clip import DIMENSION, save_tiny_clip
-from tests.fixtures import tiny_tokenizer, write_records
+from tests.fixtures import edited, tiny_tokenizer, write_records
 from tests.kills import kill_after_parts
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
@@ -130,12 +130,12 @@ def test_files_that_are_no_vocabulary(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="vocabulary.h5 does not exist: run `make vocabulary`, or set concepts.vocab"):
         Vocabulary.open(tmp_path)
     build_vocabulary(recipe, tmp_path / "vocabulary")
-    with h5py.File(tmp_path / "vocabulary" / FILE, "a") as file:
+    with edited(tmp_path / "vocabulary" / FILE) as file:
         del file["frequency"]
         file["frequency"] = np.zeros(3, np.int64)
     with pytest.raises(DataError, match="its columns do not fit each other"):
         Vocabulary.open(tmp_path / "vocabulary")
-    with h5py.File(tmp_path / "vocabulary" / FILE, "a") as file:
+    with edited(tmp_path / "vocabulary" / FILE) as file:
         file.attrs["format_version"] = 99
     with pytest.raises(InputError, match="has format 99, not 1: run `make vocabulary` again"):
         Vocabulary.open(tmp_path / "vocabulary")

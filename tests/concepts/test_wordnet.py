@@ -117,11 +117,11 @@ def test_a_pointer_to_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (DEBIAN / "data.noun").exists(), reason="Debian's wordnet-base is not installed")
 def test_wordnet_3(tmp_path: Path) -> None:
-    counts = [sum(1 for _ in read_synsets(DEBIAN / name)) for name in FILES]
-    assert counts == [82115, 13767, 18156, 3621]
+    counts = [sum(1 for _ in read_synsets(DEBIAN / name)) for name in FILES[1:]]
+    assert counts == [13767, 18156, 3621]
     physical = list(wordnet_names(DEBIAN, ["physical_entity"]))
     assert len(physical) == 46162
     assert {"dog", "fire engine", "Nile", "water"} <= set(physical) and "justice" not in physical
     everything = list(wordnet_names(DEBIAN))
-    assert len(everything) == 117659 and len({name.casefold() for name in everything}) == 86571
+    assert len(everything) == 82115 + sum(counts) and len({name.casefold() for name in everything}) == 86571
     assert not [name for name in everything if set(name) & set("()_")]

@@ -15,7 +15,7 @@ VALUES = np.arange(100, 120, dtype=np.int64)
 TABLE = np.arange(20 * 3, dtype=np.float16).reshape(20, 3)
 CUTS = [0, 5, 5, 12, 20]  # the second piece is empty
 PARTS = [f"part-{k}.h5" for k in range(len(CUTS) - 1)]
-COLUMNS = ["number", "table", "group/id"]
+COLUMNS = {"number": "<i8", "table": "<f2", "group/id": "S"}
 
 
 KEYS = [
@@ -46,13 +46,13 @@ def master(tmp_path: Path) -> Path:
         columns = {"number": VALUES[a:b], "table": TABLE[a:b], "group/id": ids if len(ids) else np.empty(0, "S1")}
         write_part(tmp_path / name, columns, {"fingerprint": f"of {name}"})
     with create(tmp_path / "master.h5") as file:
-        add_parts(file, tmp_path, PARTS, COLUMNS)
+        add_parts(file, tmp_path, PARTS, list(COLUMNS))
     return tmp_path / "master.h5"
 
 
 def opened(master: Path) -> dict[str, Column]:
     with h5py.File(master, "r") as file:
-        return open_parts(master, file, COLUMNS)
+        return open_parts(master, file, COLUMNS, tables=["table"])
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)

@@ -19,7 +19,7 @@ from onevision.data.decode import image_patches
 from onevision.data.loader import PackLoader
 from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
-from onevision.demo.source import build_source
+from onevision.demo.source import CATEGORIES, build_source
 from onevision.demo.tokenizer import build_tokenizer
 from onevision.packing.build import build_packs
 from onevision.recipe import DataRecipe
@@ -101,14 +101,14 @@ def test_records_and_lengths(data: DataRecipe) -> None:
 
 @pytest.mark.slow
 def test_lengths_of_the_demo_corpus(tmp_path: Path) -> None:
-    build_source(tmp_path / "source", seed=7)
+    build_source(tmp_path / "source", 7, dict.fromkeys(CATEGORIES, 120), {})
     build_tokenizer(tmp_path / "source" / "train", tmp_path / "tokenizer", vocab_size=1024)
     data = DataRecipe(
         source=str(tmp_path / "source" / "train"), tokenizer=str(tmp_path / "tokenizer"), shard_samples=1000,
         corpus=str(tmp_path / "corpus"), packs=str(tmp_path / "packs"), max_pixels=50_176, sequence_length=768,
     )  # fmt: skip
     samples = build_corpus(data, data.corpus).summary["samples"]
-    assert assert_lengths_are_those_of_training(data) == samples > 5000
+    assert assert_lengths_are_those_of_training(data) == samples == 120 * len(CATEGORIES)
 
 
 @pytest.mark.parametrize("data", ["records", "parquet"], indirect=True)

@@ -14,6 +14,7 @@ from onevision.data.template import TEMPLATE_FINGERPRINT, encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.recipe import DataRecipe
+from tests.fixtures import edited
 
 
 def test_columns_describe_the_records(corpus: Path, data: DataRecipe, records: list[Record]) -> None:
@@ -72,7 +73,7 @@ def test_missing_corpus_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(corpus: Path) -> None:
-    with h5py.File(corpus / "corpus.h5", "r+") as file:
+    with edited(corpus / "corpus.h5") as file:
         file.attrs["format_version"] = 99
     with pytest.raises(InputError, match="has format 99, not 2"):
         CorpusIndex.open(corpus)
@@ -106,7 +107,7 @@ def test_a_damaged_index_is_one_line(corpus: Path, keep: int) -> None:
 
 @pytest.mark.parametrize("name", ["category", "image_start"])
 def test_columns_of_different_lengths_are_refused(corpus: Path, name: str) -> None:
-    with h5py.File(corpus / "corpus.h5", "r+") as file:
+    with edited(corpus / "corpus.h5") as file:
         values = file[f"samples/{name}"][:-1]
         del file[f"samples/{name}"]
         file[f"samples/{name}"] = values

@@ -5,7 +5,7 @@ by `Box.attempt`. It runs in a forked process with bounded memory, because what 
 Of every input is asked:
 
     how it ends     accepted, or an error of the allowed kinds, whose message is one printable line
-    how long        a few seconds; a process that hangs is ended, with its stack and the input
+    how long        a few seconds of computing; a process that hangs is ended, with its stack and the input
     what it writes  nothing but what lies below the folder that it may write to; seen by the interpreter's audit events,
                     and by a look at the whole folder around it before and after
     what it runs    nothing is unpickled that names a class or function; no program is started, no address looked up
@@ -21,6 +21,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,18 +39,24 @@ from tests.forks import forked
 
 Function = TypeVar("Function", bound=Callable[..., None])
 MEMORY = 3 << 30  # bytes that a campaign may map beyond what is mapped when it begins
-SECONDS = 20.0  # for one input; a machine that tests run on is busy
+CPU_SECONDS = 20.0  # for one input
+SECONDS = 150.0  # for one that waits; a machine that tests run on is busy
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime"}
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect"}
 UNPICKLED = "pickle.find_class"
 ENDED: dict[str, Counter[str]] = {}  # of every campaign that has run here: how many inputs ended in which way
 
 
-def campaign(examples: int, **strategies: Any) -> Callable[[Function], Function]:
-    """Have a function be called as `function(box, **values)` with so many values of these strategies."""
+def campaign(
+    examples: int, prepare: Callable[[Box], object] = lambda box: None, **strategies: Any
+) -> Callable[[Function], Function]:
+    """Have a function be called as `function(box, **values)` with so many values of these strategies, after
+    `prepare(box)`, which is not watched and may take its time.
+    """
 
     def mark(function: Function) -> Function:
         function.examples, function.strategies = examples, strategies  # type: ignore[attr-defined]
+        function.prepare = prepare  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -163,15 +170,19 @@ def _body(name: str, times: int, root: Path) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     box = Box(root / "box")
+    function.prepare(box)
     with (root / "stack").open("w") as stack:
         faulthandler.enable(stack)
+        faulthandler.register(signal.SIGPROF, stack, chain=True)  # which ends the process
 
         def one(**values: Any) -> None:
             (root / "last").write_text(repr(values)[:20_000], errors="backslashreplace")
             faulthandler.dump_traceback_later(SECONDS, exit=True, file=stack)
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             try:
                 function(box, **values)
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 faulthandler.cancel_dump_traceback_later()
 
         once = settings(

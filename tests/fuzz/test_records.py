@@ -29,36 +29,105 @@ from tests.fuzz.strategies import damaged, damages, scalars, texts, values
 
 Fuzz = Callable[[Callable[..., None]], Counter[str]]
 NAMES = [
-    "a.png", "b.png", "../outside.png", "/etc/passwd", "..", ".", "", "images", "missing.png", "a.png/x", "a\0b", "\n", "x" * 5000,
-    "\ud800", "~/a.png", "a.png ", "./a.png",
-]  # fmt: skip
+    "a.png",
+    "b.png",
+    "../outside.png",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    "images",
+    "missing.png",
+    "a.png/x",
+    "a\0b",
+    "\n",
+    "x" * 5000,
+    "\ud800",
+    "~/a.png",
+    "a.png ",
+    "./a.png",
+]
 # What makes a deep, long or repetitive line.
 LINES = [
-    b"", b"null", b"[]", b"{", b"}{", b"\xff\xfe", b"\0", b'{"id": "\xff"}', b"[" * 900, b"[" * 990 + b"]" * 990, b"[" * 100_000,
-    b'{"a":' * 985 + b"1" + b"}" * 985, b'{"messages": ' + b"[" * 960 + b"]" * 960 + b"}", b'{"id": ' + b"9" * 5000 + b"}",
-    b'{"id": 1e999}', b'{"id": NaN}', b'{"id": "a", "id": "b"}', b'"' + b"a" * 300_000 + b'"', b"\xef\xbb\xbf{}", b"\r\n\r\n",
-]  # fmt: skip
+    b"",
+    b"null",
+    b"[]",
+    b"{",
+    b"}{",
+    b"\xff\xfe",
+    b"\0",
+    b'{"id": "\xff"}',
+    b"[" * 900,
+    b"[" * 990 + b"]" * 990,
+    b"[" * 100_000,
+    b'{"a":' * 985 + b"1" + b"}" * 985,
+    b'{"messages": ' + b"[" * 960 + b"]" * 960 + b"}",
+    b'{"id": ' + b"9" * 5000 + b"}",
+    b'{"id": 1e999}',
+    b'{"id": NaN}',
+    b'{"id": "a", "id": "b"}',
+    b'"' + b"a" * 300_000 + b'"',
+    b"\xef\xbb\xbf{}",
+    b"\r\n\r\n",
+]
 
 names = st.sampled_from(NAMES)
 contents = (
     texts
     | st.integers(0, 40).map(lambda n: "<image>" * n + "What?")
     | st.sampled_from(["word " * 60_000, "长" * 30_000, "a" * 300_000, "I'm sorry, ", "no " * 20])
-    | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "image_url", 5, [], None])}, optional={"text": scalars, "image": names}) | values, max_size=4)
+    | st.lists(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["text", "image", "image_url", 5, [], None])},
+            optional={"text": scalars, "image": names},
+        )
+        | values,
+        max_size=4,
+    )
     | values
 )
 roles = st.sampled_from(["user", "assistant", "system", "human", "gpt", "USER", "", "\ud800"]) | values
 turns = st.lists(
-    st.fixed_dictionaries({}, optional={"role": roles, "from": roles, "content": contents, "value": contents, "user": contents, "assistant": contents})
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": roles,
+            "from": roles,
+            "content": contents,
+            "value": contents,
+            "user": contents,
+            "assistant": contents,
+        },
+    )
     | values,
     max_size=4,
 )
 given_keys = st.dictionaries(
-    st.sampled_from(["id", "images", "image", "messages", "conversations", "texts", "category", "language", "source", "license", "video", "captions", "caption", "prompts", "prompt"]),
+    st.sampled_from(
+        [
+            "id",
+            "images",
+            "image",
+            "messages",
+            "conversations",
+            "texts",
+            "category",
+            "language",
+            "source",
+            "license",
+            "video",
+            "captions",
+            "caption",
+            "prompts",
+            "prompt",
+        ]
+    ),
     values | turns | st.lists(names, max_size=3) | names | contents,
     max_size=3,
 )
-missing_keys = st.lists(st.sampled_from(["id", "images", "messages", "category", "language", "source", "license"]), max_size=2)
+missing_keys = st.lists(
+    st.sampled_from(["id", "images", "messages", "category", "language", "source", "license"]), max_size=2
+)
 
 
 def tools(box: Box) -> dict[str, Any]:
@@ -78,7 +147,9 @@ def good(i: int) -> Record:
 def built(box: Box, folder: Path, **settings: Any) -> None:
     """Import folder/source into folder/run/corpus, which is all that may be written to; then read all of it."""
     data = DataRecipe(
-        source=str(folder / "source"), tokenizer=str(tools(box)["tokenizer"]), **{"shard_samples": 3, "reject_threshold": 1.0, **settings}
+        source=str(folder / "source"),
+        tokenizer=str(tools(box)["tokenizer"]),
+        **{"shard_samples": 3, "reject_threshold": 1.0, **settings},
     )
     (folder / "run").mkdir()
     result, error = box.attempt(lambda: build_corpus(data, folder / "run" / "corpus", report=str), folder / "run")
@@ -116,13 +187,16 @@ def dumped(value: Any) -> bytes:
 
 
 @campaign(
-    110,
+    45,
+    tools,
     changes=st.lists(st.tuples(given_keys, missing_keys), min_size=1, max_size=4),
     raw=st.sampled_from(LINES) | st.binary(max_size=20),
     doubled=st.booleans(),
     threshold=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def records(box: Box, changes: list[tuple[dict[str, Any], list[str]]], raw: bytes, doubled: bool, threshold: float) -> None:
+def records(
+    box: Box, changes: list[tuple[dict[str, Any], list[str]]], raw: bytes, doubled: bool, threshold: float
+) -> None:
     """records.jsonl."""
     folder = box.folder()
     write_images(box, folder)
@@ -133,7 +207,8 @@ def records(box: Box, changes: list[tuple[dict[str, Any], list[str]]], raw: byte
 
 
 @campaign(
-    80,
+    30,
+    tools,
     changes=st.lists(st.tuples(given_keys, missing_keys), min_size=1, max_size=4),
     turns=turns,
     raw=st.sampled_from(LINES) | st.binary(max_size=20),
@@ -144,7 +219,9 @@ def llava(box: Box, changes: list[tuple[dict[str, Any], list[str]]], turns: list
     folder = box.folder()
     write_images(box, folder)
     first = {"id": "first", "image": "a.png", "conversations": turns}
-    rows = [dumped(row) for row in (first, *(changed(i, change) for i, change in enumerate(changes)), changed(90, ({}, [])))]
+    rows = [
+        dumped(row) for row in (first, *(changed(i, change) for i, change in enumerate(changes)), changed(90, ({}, [])))
+    ]
     rows.insert(1, raw)
     if array:
         (folder / "source" / "rows.json").write_bytes(b"[" + b",\n".join(rows) + b"]")
@@ -172,21 +249,44 @@ class Bomb:
 
 
 @campaign(
-    70,
+    30,
+    tools,
     columns=st.dictionaries(
-        st.sampled_from(["image", "images", "caption", "text", "conversations", "prompt", "id", "category", "source", "license", "x"]),
-        st.lists(values, min_size=3, max_size=3) | st.lists(contents, min_size=3, max_size=3) | st.lists(st.binary(max_size=40), min_size=3, max_size=3) | st.none(),
+        st.sampled_from(
+            [
+                "image",
+                "images",
+                "caption",
+                "text",
+                "conversations",
+                "prompt",
+                "id",
+                "category",
+                "source",
+                "license",
+                "x",
+            ]
+        ),
+        st.lists(values, min_size=3, max_size=3)
+        | st.lists(contents, min_size=3, max_size=3)
+        | st.lists(st.binary(max_size=40), min_size=3, max_size=3)
+        | st.none(),
         max_size=4,
     ),
     changes=st.just([]) | damages,
     extension=st.booleans(),
 )
-def parquet(box: Box, columns: dict[str, list[Any] | None], changes: list[tuple[str, float, object]], extension: bool) -> None:
+def parquet(
+    box: Box, columns: dict[str, list[Any] | None], changes: list[tuple[str, float, object]], extension: bool
+) -> None:
     """Parquet with columns of other types, and damaged Parquet; also with a type of Arrow's that was a pickle once."""
     folder = box.folder()
     (folder / "source").mkdir()
     image = tools(box)["images"]["a.png"]
-    table: dict[str, Any] = {"image": pa.array([image, b"", image]), "caption": pa.array([f"A caption of some length, number {k}." for k in range(3)])}
+    table: dict[str, Any] = {
+        "image": pa.array([image, b"", image]),
+        "caption": pa.array([f"A caption of some length, number {k}." for k in range(3)]),
+    }
     for name, found in columns.items():
         if found is None:
             table.pop(name, None)
@@ -194,13 +294,16 @@ def parquet(box: Box, columns: dict[str, list[Any] | None], changes: list[tuple[
             table[name] = column
     made = pa.table(table)
     if extension and len(made.schema):
-        key = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickle.dumps(Bomb(folder / "exploded"))}
+        key = {
+            b"ARROW:extension:name": b"arrow.py_extension_type",
+            b"ARROW:extension:metadata": pickle.dumps(Bomb(folder / "exploded")),
+        }
         made = made.cast(pa.schema([made.schema.field(0).with_metadata(key), *list(made.schema)[1:]]))
     buffer = io.BytesIO()
     try:
         pq.write_table(made, buffer, row_group_size=2)
     except pa.ArrowException:  # an empty struct has no place in Parquet
-        box.counts["not Parquet"] += 1
+        box.counts["no Parquet"] += 1
         return
     (folder / "source" / "part.parquet").write_bytes(damaged(buffer.getvalue(), changes))
     built(box, folder, format="parquet", min_caption=1)
@@ -208,41 +311,102 @@ def parquet(box: Box, columns: dict[str, list[Any] | None], changes: list[tuple[
 
 
 MEMBERS = [
-    "a.jpg", "a.png", "a.json", "a.txt", "a.img0.jpg", "a.img1.jpg", "a.img².jpg", "a.img" + "9" * 80 + ".jpg", "a.pyd", "a.pickle", "a.pth", "a.cls",
-    "../a.jpg", "/a.jpg", "./a.json", "a", ".json", "..json", "a.", "\ud800.json", "b.json", "b.txt", "dir/a.json", "a." + "x" * 200,
-]  # fmt: skip
+    "a.jpg",
+    "a.png",
+    "a.json",
+    "a.txt",
+    "a.img0.jpg",
+    "a.img1.jpg",
+    "a.img².jpg",
+    "a.img" + "9" * 80 + ".jpg",
+    "a.pyd",
+    "a.pickle",
+    "a.pth",
+    "a.cls",
+    "../a.jpg",
+    "/a.jpg",
+    "./a.json",
+    "a",
+    ".json",
+    "..json",
+    "a.",
+    "\ud800.json",
+    "b.json",
+    "b.txt",
+    "dir/a.json",
+    "a." + "x" * 200,
+]
 
 
-packs = st.tuples(st.integers(0, 2), st.fixed_dictionaries({"captions": st.lists(texts | values, max_size=3)}, optional={"prompts": values | st.lists(texts | values, max_size=3)})).map(
-    lambda pack: [("p.json", tarfile.REGTYPE, dumped(pack[1])), *((f"p.img{k}.jpg", tarfile.REGTYPE, b"image") for k in range(pack[0]))]
+packs = st.tuples(
+    st.integers(0, 2),
+    st.fixed_dictionaries(
+        {"captions": st.lists(texts | values, max_size=3)},
+        optional={"prompts": values | st.lists(texts | values, max_size=3)},
+    ),
+).map(
+    lambda pack: [
+        ("p.json", tarfile.REGTYPE, dumped(pack[1])),
+        *((f"p.img{k}.jpg", tarfile.REGTYPE, b"image") for k in range(pack[0])),
+    ]
 )
 
 
 @campaign(
-    80,
+    35,
+    tools,
     pack=st.just([]) | packs,
     members=st.lists(
         st.tuples(
             st.sampled_from(MEMBERS),
-            st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE]),
-            given_keys.map(dumped) | st.fixed_dictionaries({"captions": values | st.lists(texts, max_size=3), "prompts": values}).map(dumped) | st.binary(max_size=30) | st.just(b"image") | st.sampled_from(LINES),
+            st.sampled_from(
+                [
+                    tarfile.REGTYPE,
+                    tarfile.AREGTYPE,
+                    tarfile.SYMTYPE,
+                    tarfile.LNKTYPE,
+                    tarfile.DIRTYPE,
+                    tarfile.FIFOTYPE,
+                    tarfile.CHRTYPE,
+                    tarfile.CONTTYPE,
+                    tarfile.GNUTYPE_SPARSE,
+                ]
+            ),
+            given_keys.map(dumped)
+            | st.fixed_dictionaries({"captions": values | st.lists(texts, max_size=3), "prompts": values}).map(dumped)
+            | st.binary(max_size=30)
+            | st.just(b"image")
+            | st.sampled_from(LINES),
         ),
         min_size=1,
         max_size=6,
     ),
     form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def webdataset(box: Box, pack: list[tuple[str, bytes, bytes]], members: list[tuple[str, bytes, bytes]], form: int) -> None:
+def webdataset(
+    box: Box, pack: list[tuple[str, bytes, bytes]], members: list[tuple[str, bytes, bytes]], form: int
+) -> None:
     """Tar files of WebDataset with other members than a writer of samples makes."""
     folder = box.folder()
     (folder / "source").mkdir()
     image = tools(box)["images"]["a.png"]
     with tarfile.open(folder / "source" / "0.tar", "w", format=form, errors="surrogateescape", encoding="utf-8") as tar:
-        good_ones = [("good.png", tarfile.REGTYPE, b"image"), ("good.txt", tarfile.REGTYPE, b"A caption that says a little.")]
+        good_ones = [
+            ("good.png", tarfile.REGTYPE, b"image"),
+            ("good.txt", tarfile.REGTYPE, b"A caption that says a little."),
+        ]
         for name, kind, content in [*pack, *members, *good_ones]:
             content = image if content == b"image" else content
-            member = tarfile.TarInfo(name.encode("utf-8", "replace").decode() if form != tarfile.USTAR_FORMAT else name[:90].encode("ascii", "replace").decode())
-            member.type, member.linkname, member.size = kind, "../../outside", len(content) if kind in tarfile.REGULAR_TYPES else 0
+            member = tarfile.TarInfo(
+                name.encode("utf-8", "replace").decode()
+                if form != tarfile.USTAR_FORMAT
+                else name[:90].encode("ascii", "replace").decode()
+            )
+            member.type, member.linkname, member.size = (
+                kind,
+                "../../outside",
+                len(content) if kind in tarfile.REGULAR_TYPES else 0,
+            )
             tar.addfile(member, io.BytesIO(content))
     built(box, folder, format="webdataset", min_caption=1)
 
@@ -258,7 +422,11 @@ def test_absurd_names_are_refused_and_not_stored_by_the_widest(tmp_path: Path) -
     box = Box(tmp_path)
     folder = box.folder()
     write_images(box, folder)
-    rows = [changed(i, ({"category": f"c{i}"}, [])) for i in range(3)] + [changed(9, ({"category": "c" * 10_000_000}, []))]
+    rows = [changed(i, ({"category": f"c{i}"}, [])) for i in range(3)] + [
+        changed(9, ({"category": "c" * 10_000_000}, []))
+    ]
     (folder / "source" / "records.jsonl").write_bytes(b"\n".join(map(dumped, rows)))
     built(box, folder)
-    assert np.all([(folder / "run" / "corpus" / name).stat().st_size < 100_000 for name in ("corpus.h5", "part-000000.h5")])
+    assert np.all(
+        [(folder / "run" / "corpus" / name).stat().st_size < 100_000 for name in ("corpus.h5", "part-000000.h5")]
+    )

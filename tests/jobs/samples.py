@@ -79,6 +79,18 @@ def rank_1_saves_longer(folder: str) -> None:
     raise Interrupted("saved", signal.SIGTERM)
 
 
+def rank_1_dies_and_the_other_notices(folder: str) -> None:
+    """Rank 1 is killed; rank 0 gets the error of a collective whose peer is gone, and is the first to end with it."""
+    mark = Path(folder) / "rank 1"
+    if os.environ["RANK"] == "1":
+        mark.write_text(str(os.getpid()))
+        time.sleep(600)
+    while not mark.exists() or not mark.read_text():
+        time.sleep(0.01)
+    os.kill(int(mark.read_text()), signal.SIGKILL)
+    raise RuntimeError("Connection closed by peer")
+
+
 def crash() -> None:
     """A segmentation fault."""
     ctypes.string_at(0)

@@ -6,10 +6,9 @@ import os
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from jobs.attempt import new_attempt, write_identity
+from jobs.attempt import born, new_attempt, process_of, runs, write_identity
 from jobs.here import JobFailed, launch, local_executor, visible_gpus
 from onevision.errors import InputError
 from tests.jobs import samples
@@ -109,6 +108,18 @@ def test_a_killed_process_ends_its_peers_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
 
 
+def test_what_a_killed_process_does_to_its_peers_is_not_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match=r"killed from outside .*\.rank1\.log$") as raised:
+        launch(
+            "train",
+            samples.rank_1_dies_and_the_other_notices,
+            str(tmp_path),
+            log_folder=tmp_path / "log",
+            processes=2,
+        )
+    assert raised.value.exit_code == 137
+
+
 def test_a_failed_process_ends_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.here._PEER_SECONDS", 0.5)
     with pytest.raises(JobFailed, match="rank 1: disk full") as raised:
@@ -135,11 +146,21 @@ def test_a_job_that_still_runs_is_not_started_twice(tmp_path: Path) -> None:
     assert running.work.exists()
 
 
+def test_setting_the_clock_hides_no_job_and_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = new_attempt(tmp_path, "train")
+    before.log().touch()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 17.0)  # the kernel derives it from the clock
+    assert runs(process_of(before.identity("launcher"))[1])
+    before.settle()
+    monkeypatch.setattr("jobs.attempt.time.strftime", lambda form: "20200102-030405")
+    assert new_attempt(tmp_path, "train").work.name > before.work.name
+
+
 def test_what_a_dead_launcher_left_is_tidied_up(tmp_path: Path) -> None:
     former = new_attempt(tmp_path, "train")
     write_identity(former.identity(0))
     for identity in former.work.glob("*.json"):  # of a process that has our number and another start
-        identity.write_text(identity.read_text().replace(str(psutil.Process().create_time()), "1.5"))
+        identity.write_text(identity.read_text().replace(born(os.getpid()), "1 ticks after boot x"))
     output = former.work / "123_0_log.out"
     output.write_text("step 7\n")
     former.show_log(0, output)

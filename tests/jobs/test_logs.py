@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jobs import logs
+from jobs.attempt import born
 from jobs.facts import find_all
 from onevision.errors import InputError
 from onevision.progress import MARK
@@ -189,9 +190,8 @@ def test_cancel_ends_a_job_without_a_run(capsys: pytest.CaptureFixture[str]) -> 
     attempt = Path("data/log/.pack-20260102-120000")
     attempt.mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
-        born = psutil.Process(process.pid).create_time()
-        identity = {"pid": process.pid, "created": born, "host": socket.gethostname()}
-        (attempt / "0.json").write_text(json.dumps(identity | {"created": born - 9}))  # another's number by now
+        identity = {"pid": process.pid, "born": born(process.pid), "host": socket.gethostname()}
+        (attempt / "0.json").write_text(json.dumps(identity | {"born": born(os.getpid())}))  # another's number by now
         assert logs.run_cancel(["data"]) == 0
         (attempt / "0.json").write_text(json.dumps(identity | {"host": "elsewhere"}))
         assert logs.run_cancel(["data"]) == 0

@@ -11,6 +11,7 @@ import pytest
 from jobs.records import Records, leave_record
 from jobs.starts import AGAIN, begin, end, fit, judge, main
 from onevision.errors import Hung
+from onevision.training.bad_steps import BadSteps
 
 JOB = 1234
 
@@ -225,3 +226,35 @@ def test_a_profile_that_asks_too_much_is_not_the_nodes_fault(records: Records, s
     assert fit(records, ["node01", "node02"]) == 1
     assert records.events()[-1]["decision"] == "stop"
     assert not records.excluded()
+
+
+def test_what_another_node_is_to_check_starts_again_without_the_one_that_computed_it(
+    records: Records, start: Callable[[int], None], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = BadSteps(run, 0)
+    row = {"what": "loss", "value": "nan", "action": "elsewhere"}
+    steps.put({"step": 9, **row, "time": 1, "nodes": ["node04"]})  # of an earlier start
+    steps.put({"step": 7, **row, "time": 2, "nodes": ["node02.cluster.site"]})
+    codes = []
+    for number in range(3):
+        start(number)
+        for rank in range(2):
+            ended(records, rank, 77, "step 7: loss is nan, and the same when it was computed again", rank)
+        capsys.readouterr()
+        codes.append(main(["end", str(records.folder), records.name, "77", "3", str(run)]))
+        assert capsys.readouterr().out == ("" if number == 2 else "node02\n")
+    assert codes == [AGAIN, AGAIN, 77]
+    assert records.excluded()["node02"]["reason"] == "computed step 7 with loss nan, to be checked"
+    assert [row["cause"] for row in records.events() if row["event"] == "end"] == ["suspect"] * 3
+
+
+def test_where_it_is_not_known_which_node_erred_none_is_left_out(
+    records: Records, start: Callable[[int], None], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"what": "gradient norm", "value": "inf", "action": "elsewhere", "nodes": []}
+    BadSteps(run, 0).put({"step": 7, **row, "time": 2})
+    start(0)
+    ended(records, 0, 77, "to be checked", 0)
+    capsys.readouterr()
+    assert end(records, 77, 3, run) == AGAIN
+    assert capsys.readouterr().out == "" and not records.excluded()

@@ -16,6 +16,7 @@ from rich.console import Console
 from jobs import status
 from jobs.facts import Answers, Facts, find, find_all, folder_facts, read_lock
 from jobs.judge import Row, bad_nodes, judge, waits
+from jobs.records import metrics_ns
 from jobs.slurm import Accounted, Queued
 from onevision.errors import InputError
 from tests.jobs.jobfiles import end, make_run, queue_job, start
@@ -120,6 +121,7 @@ def test_what_a_failed_dependency_cancels_names_the_root_of_it() -> None:
         (end(7, "failed", 74, "no room", "stop"), "failed", "storage full or broken", "exit code 74: no room"),
         (end(7, "crashed", 137, "3 starts", "stop"), "failed", "crash loop", "exit code 137: 3 starts"),
         (end(7, "hung", 76, "step 9", "stop"), "failed", "hung", "exit code 76: step 9"),
+        (end(7, "suspect", 77, "step 9", "stop"), "failed", "suspect hardware", "exit code 77: step 9"),
         (end(7, "failed", 1, "odd", "stop"), "failed", "exit code 1", "exit code 1: odd"),
         (end(7, "failed", 130, "saved", "stop"), "stopped", "by a person; make resume continues it", "saved"),
         (end(7, "finished", 0, "", "done"), "finished", "", ""),
@@ -328,3 +330,16 @@ def test_a_job_that_makes_a_run_is_part_of_its_row() -> None:
     queue_job(Path("runs/a"), "a", 7, steps=800)
     found: list[Facts] = folder_facts(Path("runs/a"))
     assert [(facts.label, facts.job_id) for facts in found] == [("a", 7), ("a: old", 5)]
+
+
+def test_whether_a_run_has_new_steps_does_not_depend_on_the_clock() -> None:
+    folder = Path("runs/a")
+    make_run(folder, step=3)
+    metrics = folder / "metrics.jsonl"
+    begun = start(7) | {"time": 4e9, "metrics_ns": metrics_ns(folder)}  # the clock was far ahead then
+    queue_job(folder, "a", 7, begun, steps=800)
+    (facts,) = folder_facts(folder)
+    assert not facts.has_news
+    os.utime(metrics, ns=(0, metrics.stat().st_mtime_ns - 10**12))  # written since, with the clock set back
+    assert facts.has_news
+    assert not Facts(folder, steps=1).has_news

@@ -17,7 +17,7 @@ from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import FILE, PackIndex, part_file, write_master, write_pack_part
 from onevision.recipe import DataRecipe
-from tests.fixtures import sample_record, tiny_tokenizer, write_records
+from tests.fixtures import edited, sample_record, tiny_tokenizer, write_records
 
 ATTRIBUTES: dict[str, str | int] = {
     "corpus": "c" * 32,
@@ -116,7 +116,7 @@ def test_missing_or_other_format(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"packs\.h5 does not exist: run `make pack`"):
         PackIndex.open(tmp_path)
     write_packs(tmp_path, COLUMNS)
-    with h5py.File(tmp_path / FILE, "r+") as file:
+    with edited(tmp_path / FILE) as file:
         file.attrs["format_version"] = 99
     with pytest.raises(InputError, match="has format 99, not 2"):
         PackIndex.open(tmp_path)
@@ -149,7 +149,7 @@ def test_truncated_or_incomplete_file(tmp_path: Path) -> None:
             PackIndex.open(tmp_path)
         assert "\n" not in str(caught.value)
     path.write_bytes(whole)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file["patches"]
     with pytest.raises(DataError, match=r"packs\.h5 is damaged"):
         PackIndex.open(tmp_path)

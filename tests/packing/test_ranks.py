@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.packing.synthetic import write
+from onevision.corpus.hdf5 import seal_file
 from onevision.files import read_json
 from onevision.packing.index import FILE, PackIndex
 from tests.kills import kill_after_parts
@@ -46,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_any_number_of_ranks_leaves_the_same_packs(corpus: Path, alone: Path, ranks: int, tmp_path: Path) -> None:
     subprocess.run(command(corpus, tmp_path / "packs", ranks), timeout=250, check=True)
     assert contents(tmp_path / "packs") == contents(alone)
@@ -57,7 +58,7 @@ def test_any_number_of_ranks_leaves_the_same_packs(corpus: Path, alone: Path, ra
 @pytest.mark.slow
 def test_killed_ranks_leave_what_a_rerun_goes_on_with(corpus: Path, alone: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "packs", tmp_path / ".packs.parts"
-    for parts in (2, 7, 12):
+    for parts in (2, 12):
         kill_after_parts(command(corpus, output, 2), work, parts)
         assert not output.exists()
         assert len(list(work.glob("part-*.json"))) >= parts
@@ -109,6 +110,7 @@ def test_ranks_write_one_file_together(alone: Path, tmp_path: Path) -> None:
     program = [*DEBIAN, PARALLEL, str(module), str(tmp_path / FILE)]
     subprocess.run(program, env=environment, timeout=120, check=True)
     assert not list(tmp_path.glob("packs-*"))
+    seal_file(tmp_path / FILE)  # as the step does; Debian's Python has no xxhash
     one, many = PackIndex.open(tmp_path), PackIndex.open(alone)
     for name in ("pack_start", "sample", "tokens", "patches", "attention_cost"):
         assert list(getattr(one, name)) == list(getattr(many, name)), name

@@ -11,10 +11,11 @@ import pytest
 from onevision.corpus.build import build_corpus
 from onevision.packing.build import build_packs
 from onevision.recipe import Recipe, recipe_from
+from onevision.training.loop import train
 from tests.data.conftest import ops
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 
-__all__ = ["data_values", "make_recipe", "ops", "recipe_values"]
+__all__ = ["data_values", "make_recipe", "ops", "recipe_values", "whole"]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,14 @@ def data_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def make_recipe(recipe_values: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Recipe]:
     """As `recipe_values`, with run folders below the test's own folder."""
     return lambda output="run", **changes: recipe_values(str(tmp_path / output), **changes)
+
+
+@pytest.fixture(scope="session")
+def whole(recipe_values: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A run of eight steps that nothing disturbed: what disturbed ones are compared with."""
+    recipe = recipe_values(str(tmp_path_factory.mktemp("whole") / "run"), steps=8)
+    train(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,15 @@ import pytest
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
-from onevision.training.checkpoint_files import checkpoint_steps, find, newest, step_folder, verify, verify_sizes
+from onevision.training.checkpoint_files import (
+    checkpoint_steps,
+    find,
+    newest,
+    prune,
+    step_folder,
+    verify,
+    verify_sizes,
+)
 from onevision.training.loop import train
 from tests.forks import Forked, forked
 from tests.training.test_loop import curve
@@ -78,21 +86,32 @@ def test_a_broken_newest_checkpoint_is_skipped(
         assert curve(run) == whole
 
 
-def test_when_every_checkpoint_is_broken_the_run_starts_again(copied: Recipe) -> None:
+def test_when_every_checkpoint_is_broken_the_run_is_not_started_over(copied: Recipe) -> None:
     run = Path(copied.output)
-    whole = curve(run)
-    for step in checkpoint_steps(run):
+    whole, steps = curve(run), checkpoint_steps(run)
+    for step in steps:
         _truncate(step_folder(run, step) / "__0_0.distcp")
     with pytest.raises(InputError, match="holds no checkpoint"):
         find(run)
+    with pytest.raises(DataError, match=r"holds no checkpoint that is whole, .*of steps 2, 4\): bring one back"):
+        train(copied)
+    assert curve(run) == whole and checkpoint_steps(run) == steps
+    shutil.rmtree(run / "checkpoints")
     train(copied)
     assert curve(run) == whole
 
 
+def test_a_broken_newer_checkpoint_takes_the_place_of_no_whole_one(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        step_folder(tmp_path, step).mkdir(parents=True)
+    prune(tmp_path, 6, 2)  # that of 8 was found broken, and the run goes on after 6
+    assert checkpoint_steps(tmp_path) == [4, 6, 8]
+
+
 def test_the_newest_are_kept(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(steps=7, checkpoint={"interval": 1, "keep": 2})
+    recipe = make_recipe(steps=4, checkpoint={"interval": 1, "keep": 2})
     train(recipe)
-    assert checkpoint_steps(recipe.output) == [6, 7]
+    assert checkpoint_steps(recipe.output) == [3, 4]
     assert not list((Path(recipe.output) / "checkpoints").glob(".*"))
 
 
@@ -110,10 +129,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def _fails_in_one_line_and_goes_on(recipe: Recipe, child: Forked, kept: list[int]) -> None:
+def _fails_in_one_line_and_goes_on(recipe: Recipe, child: Forked, kept: list[int], reason: str) -> None:
     code = child.join()
     assert code == StorageError.exit_code, child.error
     assert "earlier checkpoints are untouched" in child.error
+    assert reason in child.error
     assert recipe.output in child.error
     assert len(child.error.splitlines()) == 1
     assert checkpoint_steps(recipe.output) == kept
@@ -133,7 +153,7 @@ def test_a_full_disk_loses_nothing(
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - int(1.5 * size))
     with forked(train, recipe) as child:
-        _fails_in_one_line_and_goes_on(recipe, child, kept=[2])
+        _fails_in_one_line_and_goes_on(recipe, child, [2], "MB are free")
     filler.unlink()
     train(recipe)
     assert curve(recipe.output) == curve(finished.output)
@@ -160,6 +180,6 @@ def test_a_write_that_fails_half_way_loses_nothing(
 ) -> None:
     recipe = make_recipe(steps=4, checkpoint={"interval": 2, "keep": 2, "asynchronous": asynchronous})
     with forked(_train_with_small_files, recipe) as child:
-        _fails_in_one_line_and_goes_on(recipe, child, kept=[])
+        _fails_in_one_line_and_goes_on(recipe, child, [], "could not be saved: File too large")
     train(recipe)
     assert curve(recipe.output) == curve(finished.output)

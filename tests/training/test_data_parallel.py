@@ -41,6 +41,7 @@ def test_two_ranks_equal_one(make_recipe: MakeRecipe, tmp_path: Path, stage: str
         "global_batch_size": 4,
         "steps": 6,
         "stage": stage,
+        "checkpoint": {"interval": 6},
         "model": {"preset": "tiny", "freeze": ["vision", "language"] if stage == "stage1" else []},
     }
     one, two = make_recipe("one", **settings), make_recipe("two", **settings)
@@ -53,9 +54,8 @@ def test_two_ranks_equal_one(make_recipe: MakeRecipe, tmp_path: Path, stage: str
         assert [row[key] for row in found] == [row[key] for row in expected]
 
 
-def test_a_run_of_two_ranks_goes_on_with_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    whole, moved = (make_recipe(name, global_batch_size=2, steps=8) for name in ("whole", "moved"))
-    train(whole)
+def test_a_run_of_two_ranks_goes_on_with_one(make_recipe: MakeRecipe, whole: Recipe, tmp_path: Path) -> None:
+    moved = make_recipe("moved", steps=8)
     train_on_two(moved, tmp_path, stop_after=3)
     stopped = read_metrics(moved.output)[-1]["step"]
     assert 3 <= stopped < 8

@@ -12,11 +12,12 @@ import pytest
 from jobs.preflight import preflight, waiting_keys
 from jobs.sites import Site
 from onevision.corpus.build import build_corpus
+from onevision.data.ledger import Plan, digest
 from onevision.files import read_json
 from onevision.packing.build import build_packs
 from onevision.recipe import Recipe, load_recipe, recipe_from
 from onevision.training.history import read_metrics
-from onevision.training.inputs import open_inputs
+from onevision.training.inputs import open_inputs, open_sources
 from onevision.training.loop import train
 from tests.fixtures import sample_record, write_records
 
@@ -41,11 +42,13 @@ def mixture(data_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def test_a_run_on_a_mixture_tells_each_sources_epochs_and_lineage(
     make_recipe: MakeRecipe, mixture: dict[str, Any]
 ) -> None:
-    recipe = make_recipe(data=mixture, steps=12)
+    recipe = make_recipe(data=mixture, steps=12, checkpoint={"interval": 12})
     assert preflight(recipe, CPUS, nodes=1).problems == []
     train(recipe)
     rows = read_metrics(recipe.output)
     assert {name for row in rows for name in row["loss_by_category"]} == {"digits", "charts", "text", "photo"}
+    plan = Plan(open_sources(recipe.data), recipe.seed, recipe.train.global_batch_size)
+    assert [row["samples_digest"] for row in rows] == [digest(plan.samples(step)) for step in range(1, 13)]
     epochs = rows[-1]["epoch_by_source"]
     packs = {source.entry.packs: source.packs.packs for source in open_inputs(recipe).sources.sources}
     assert list(epochs) == [entry["packs"] for entry in mixture["mixture"]] == list(packs)

@@ -24,7 +24,7 @@ processes share them and forking is safe. A part file has the same columns and i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,13 @@ class ConceptPart:
     def __len__(self) -> int:
         return len(self.matches)
 
-    def fits(self) -> bool:
-        """Whether the columns have lengths that belong together."""
+    def fits(self, vocabulary: int) -> bool:
+        """Whether the columns have lengths that belong together, and the concepts are some of so many."""
         rows = {len(column) for column in (self.matches, self.image_hash_count, self.embedding) if column is not None}
         concepts, hashes = (int(count.sum(dtype=np.int64)) for count in (self.matches, self.image_hash_count))
-        return len(rows) == 1 and {len(self.concept), len(self.score)} == {concepts} and len(self.image_hash) == hashes
+        lengths = len(rows) == 1 and {len(self.concept), len(self.score)} == {concepts}
+        known = self.concept.min(initial=0) >= 0 and self.concept.max(initial=-1) < vocabulary
+        return bool(lengths and len(self.image_hash) == hashes and known)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class ConceptIndex:
     vocabulary: str
     encoder: str
     fingerprint: str
+    _sealed: set[int] = field(default_factory=set)  # parts that were compared with their seals
 
     def __len__(self) -> int:
         return self.samples
@@ -108,17 +111,23 @@ class ConceptIndex:
         """Part files: one for each part of the corpus."""
         return len(self.matches.pieces)
 
-    def part(self, k: int) -> ConceptPart:
+    def part(self, k: int, sealed: bool = True) -> ConceptPart:
         """The samples of part k, which are those of part k of the corpus; mapped, nothing is copied.
 
+        With `sealed` all of the part is compared with its seal when it is first asked for. Embeddings are large: a
+        step in which ranks share the parts needs this once a part, of one rank.
+
         Raises:
-            DataError: the columns of the part do not fit each other.
+            DataError: the part is damaged, or its columns do not fit each other.
         """
+        place = self.path.parent / part_file(k)
+        if sealed and k not in self._sealed:
+            hdf5.check_part(place)
+            self._sealed.add(k)
         names = ("matches", "concept", "score", "image_hash_count", "image_hash")
         columns: dict[str, Any] = {name: getattr(self, name).pieces[k] for name in names}
         part = ConceptPart(**columns, embedding=self.embedding.pieces[k] if self.embedding is not None else None)
-        if not part.fits():
-            place = self.path.parent / part_file(k)
+        if not part.fits(self.concepts):
             raise DataError(f"{place} is damaged (its columns do not fit each other): {AGAIN}")
         return part
 
@@ -133,8 +142,10 @@ class ConceptIndex:
         path = Path(folder) / FILE
         absent = "run `make concepts`, or set concepts.index to its folder"
         with hdf5.opened(path, FORMAT_VERSION, absent, AGAIN) as file:
-            values: dict[str, Any] = {"count": hdf5.mapped(path, file["count"]), "embedding": None}
-            shown = hdf5.open_parts(path, file, [*COLUMNS, *([EMBEDDING] if EMBEDDING in file else [])])
+            count = hdf5.mapped(path, hdf5.own(file, "count", "<i8"))
+            values: dict[str, Any] = {"count": count, "embedding": None}
+            columns = {**COLUMNS, **({EMBEDDING: "<f2"} if file.attrs["dimension"] else {})}
+            shown = hdf5.open_parts(path, file, columns, tables=[EMBEDDING], sealed=False)
             values |= {_field(name): column for name, column in shown.items()}
             values |= {name: str(file.attrs[name]) for name in STRINGS}
             values |= {name: int(file.attrs[name]) for name in NUMBERS}
@@ -146,6 +157,8 @@ class ConceptIndex:
     def _check_columns(self) -> None:
         rows = {len(column) for column in (self.matches, self.image_hash_count, self.embedding) if column is not None}
         matches = {len(self.concept), len(self.score), int(self.count.sum())}
+        if self.embedding is not None:
+            matches |= {len(self.concept)} if self.embedding.pieces[0].shape[1] == self.dimension else {-1}
         if rows != {self.samples} or len(self.count) != self.concepts or len(matches) != 1:
             raise DataError(f"{self.path} is damaged (its columns do not fit each other): {AGAIN}")
 

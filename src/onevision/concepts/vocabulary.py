@@ -27,7 +27,7 @@ from onevision.concepts.counts import count_corpus
 from onevision.concepts.encoders import Encoder, load_encoder
 from onevision.concepts.encoders.weights import unit
 from onevision.concepts.names import Names, collect_names, uses_corpus
-from onevision.corpus.hdf5 import create, mapped, opened
+from onevision.corpus.hdf5 import create, mapped, opened, own
 from onevision.errors import DataError, InputError
 from onevision.files import replacing, write_text
 from onevision.fingerprint import bytes_digest, value_digest
@@ -73,13 +73,13 @@ class Vocabulary:
         with opened(path, FORMAT_VERSION, absent, AGAIN) as file:
             vocabulary = cls(
                 path=path,
-                names=tuple(name.decode() for name in file["name"][()].tolist()),
-                provenance=file["provenance"][()],
-                frequency=file["frequency"][()],
-                embedding=mapped(path, file["embedding"]),
+                names=tuple(name.decode() for name in own(file, "name", "S")[()].tolist()),
+                provenance=own(file, "provenance", "u1")[()],
+                frequency=own(file, "frequency", "<i8")[()],
+                embedding=mapped(path, own(file, "embedding", "<f2", 2)),
                 dimension=int(file.attrs["dimension"]),
                 encoder=str(file.attrs["encoder"]),
-                templates=tuple(json.loads(file.attrs["templates"])),
+                templates=tuple(map(str, json.loads(file.attrs["templates"]))),
                 fingerprint=str(file.attrs["fingerprint"]),
             )
             concepts = int(file.attrs["concepts"])

@@ -11,6 +11,11 @@ and cost one mapping each:
 
     /parts/  name, fingerprint (strings [P]), bytes i8 [P], column (strings [C]),
              rows, offset, itemsize i8 [P, C] (of the column in the part; bytes), fingerprint_offset i8 [P]
+
+A file ends with a *seal*: a digest of all bytes before it, which HDF5 does not look at. The library may crash on a
+damaged file and shows flipped bits as other numbers, so nothing is read, by it or by us, before the seal was compared.
+A seal tells damage, not intent; so that a file from elsewhere can do no harm either, names of parts and datasets may
+not lead out of the folder, and types and shapes are compared with those that are expected.
 """
 
 from __future__ import annotations
@@ -18,17 +23,18 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from onevision.errors import DataError, InputError
+from onevision.fingerprint import file_digest
 
 FEW = 64  # rows that are faster looked up one by one than piece by piece
 
@@ -109,6 +115,8 @@ def opened(path: Path, format_version: int, absent: str, again: str) -> Iterator
     if not path.is_file():
         raise InputError(f"{path} does not exist: {absent}")
     try:
+        with _mapped_file(path) as memory:
+            _check_seal(path, memory)
         with h5py.File(path, "r") as file:
             version = file.attrs["format_version"]
             if version != format_version:
@@ -116,8 +124,40 @@ def opened(path: Path, format_version: int, absent: str, again: str) -> Iterator
             yield file
     except DataError as error:
         raise DataError(f"{error}: {again}") from None
-    except (OSError, KeyError, ValueError) as error:
+    except _BROKEN as error:
         raise DataError(f"{path} is damaged ({error}): {again}") from None
+
+
+# What h5py and NumPy say to a file that is not as it should be.
+_BROKEN = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+SEAL = b"\nonevision, xxh3_128 of all before: "
+_SEAL_BYTES = len(SEAL) + 33  # 32 digits and a line end
+
+
+def _seal(digest: str) -> bytes:
+    return SEAL + digest.encode() + b"\n"
+
+
+def seal_file(path: Path) -> None:
+    """Put a seal at the end of a file that was written by the library itself.
+
+    Raises:
+        OSError: as any write.
+    """
+    digest = file_digest(path)
+    with path.open("ab") as file:
+        file.write(_seal(digest))
+
+
+def _check_seal(path: Path, memory: mmap.mmap) -> None:
+    """Compare the bytes of the file `path` with its seal.
+
+    Raises:
+        DataError: they are others, or there is none.
+    """
+    with memoryview(memory) as whole, whole[: max(0, len(whole) - _SEAL_BYTES)] as content:
+        if memory[len(content) :] != _seal(xxhash.xxh3_128_hexdigest(content)):
+            raise DataError(f"{path} is damaged (the digest at its end is not that of its content)")
 
 
 @contextmanager
@@ -134,6 +174,7 @@ def create(path: Path) -> Iterator[h5py.File]:
         yield file
     with path.open("wb") as target:
         target.write(image.getbuffer())
+        target.write(_seal(xxhash.xxh3_128_hexdigest(image.getbuffer())))
 
 
 def write_part(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
@@ -195,29 +236,42 @@ def add_parts(file: h5py.File, folder: Path, parts: Sequence[str], columns: Sequ
         file.create_dataset(f"parts/{name}", data=np.asarray(numbers, "<i8"))
 
 
-def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str, Column]:
+def open_parts(
+    path: Path,
+    file: h5py.File,
+    columns: Mapping[str, str],
+    tables: Collection[str] = (),
+    sealed: bool = True,
+) -> dict[str, Column]:
     """The `columns` of the opened master `file` at `path`, each mapped into memory from the parts.
+
+    Args:
+        columns: the type of each, as "<i4", or "S" of strings of any width.
+        tables: those that are [N, D], not [N].
+        sealed: whether the seals of the parts are compared too, for which all of them is read.
 
     Raises:
         DataError: a part is missing, has another size or another fingerprint than the master remembers, or rows fail.
-        KeyError, OSError, ValueError: the master is damaged, or a part cannot be read.
+        KeyError, OSError, ValueError, …: the master is damaged, or a part cannot be read.
     """
-    parts = file["parts"]
-    known = parts["column"].asstr()[()].tolist()
+    known = strings(file, "parts/column")
     numbers = [known.index(name) for name in columns]
-    rows, offsets, itemsizes = (parts[name][()][:, numbers].tolist() for name in ("rows", "offset", "itemsize"))
-    shown = [file[name] for name in columns]
+    place = [own(file, f"parts/{name}", "<i8", 2)[()] for name in ("rows", "offset", "itemsize")]
+    rows, offsets, itemsizes = (values[:, numbers].tolist() for values in place)
+    shown = [_dataset(file, name, dtype, 2 if name in tables else 1) for name, dtype in columns.items()]
     types, shapes = [dataset.dtype for dataset in shown], [dataset.shape for dataset in shown]
     widths = [math.prod(shape[1:]) for shape in shapes]
-    names, fingerprints = (parts[name].asstr()[()].tolist() for name in ("name", "fingerprint"))
-    starts = parts["fingerprint_offset"][()].tolist()
+    names, fingerprints = (strings(file, f"parts/{name}") for name in ("name", "fingerprint"))
+    sizes, starts = (own(file, f"parts/{name}", "<i8")[()].tolist() for name in ("bytes", "fingerprint_offset"))
     pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
-    for number, (name, size) in enumerate(zip(names, parts["bytes"][()].tolist(), strict=True)):
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
         memory = _map_part(path, name, size)
         start, ours = starts[number], fingerprints[number].encode()
         if memory[start : start + len(ours)] != ours:
             found = memory[start : start + len(ours)].decode(errors="replace")
             raise DataError(f"{path.parent / name} has fingerprint {found}, {path.name} says {fingerprints[number]}")
+        if sealed:
+            _check_seal(path.parent / name, memory)
         for c, column in enumerate(columns):
             dtype = np.dtype(f"S{itemsizes[number][c]}") if types[c].kind == "S" else types[c]
             values = np.frombuffer(memory, dtype, rows[number][c] * widths[c], offsets[number][c])
@@ -231,15 +285,73 @@ def open_parts(path: Path, file: h5py.File, columns: Sequence[str]) -> dict[str,
 
 def _map_part(path: Path, name: str, size: int) -> mmap.mmap:
     """A part of the master at `path` as read-only memory: shared by processes, safe to fork."""
+    if name in ("", "..") or "/" in name:
+        raise ValueError(f"it names the part {name!r}, which is not in its folder")
     part = path.parent / name
     try:
-        with part.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise DataError(f"{part} has {found} bytes, {path.name} says {size}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = part.stat().st_size
+        if found != size:
+            raise DataError(f"{part} has {found} bytes, {path.name} says {size}")
+        return _mapped_file(part)
     except FileNotFoundError:
         raise DataError(f"{part} is missing, {path.name} says {size} bytes") from None
+
+
+def _mapped_file(path: Path) -> mmap.mmap:
+    """A file as read-only memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is empty.
+    """
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def check_part(path: Path) -> None:
+    """Compare a part file that was opened without its seal with it.
+
+    Raises:
+        DataError: its bytes are others.
+    """
+    with _mapped_file(path) as memory:
+        _check_seal(path, memory)
+
+
+def own(file: h5py.File, name: str, dtype: str, dimensions: int = 1) -> h5py.Dataset:
+    """A dataset whose values lie in the file itself, in one piece.
+
+    Raises:
+        KeyError, ValueError: there is none of this type and number of dimensions, or its values lie elsewhere.
+    """
+    dataset = _dataset(file, name, dtype, dimensions)
+    if dataset.is_virtual or dataset.external is not None or dataset.chunks is not None:
+        raise ValueError(f"the values of {name} do not lie in the file, in one piece")
+    return dataset
+
+
+def _dataset(file: h5py.File, name: str, dtype: str, dimensions: int) -> h5py.Dataset:
+    """As `own`, but the values may lie in part files."""
+    steps = name.split("/")
+    for k in range(len(steps)):
+        if not isinstance(file.get("/".join(steps[: k + 1]), getlink=True), h5py.HardLink):
+            raise ValueError(f"{'/'.join(steps[: k + 1])} is missing, or a link to another place")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != dimensions:
+        raise ValueError(f"{name} is no dataset of {dimensions} dimensions")
+    if dataset.dtype.kind != "S" if dtype == "S" else dataset.dtype != np.dtype(dtype):
+        raise ValueError(f"{name} is of type {dataset.dtype}, not {dtype}")
+    return dataset
+
+
+def strings(file: h5py.File, name: str) -> list[str]:
+    """The texts of a dataset [n] of strings, of any length each, that lies in the file itself.
+
+    Raises:
+        KeyError, ValueError, TypeError: there is none, or it is no UTF-8.
+    """
+    found: list[str] = own(file, name, "O").asstr()[()].tolist()
+    return found
 
 
 def mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:

@@ -53,7 +53,13 @@ SAMPLES = {
     "content_hash": "<u8",
 }
 IMAGES = {"offset": "<i8", "size": "<i8", "width": "<i4", "height": "<i4"}
-_PART_COLUMNS = [*(f"samples/{name}" for name in ("id", *SAMPLES)), *(f"images/{name}" for name in IMAGES)]
+_PART_COLUMNS = {
+    "samples/id": "S",
+    **{f"samples/{name}": dtype for name, dtype in SAMPLES.items()},
+    **{f"images/{name}": dtype for name, dtype in IMAGES.items()},
+}
+_OWN_COLUMNS = {"image_start": "<i8", **dict.fromkeys(TABLES, "<i2")}
+_PLURALS = {"category": "categories", "language": "languages", "source": "sources", "license": "licenses"}
 _PLACES = ("shard", "json_offset", "offset")  # where samples lie is no part of what they are
 
 
@@ -131,9 +137,16 @@ class CorpusIndex:
     def _check_counts(self, samples: int) -> None:
         names = ("id", *SAMPLES, *TABLES)
         lengths = {len(getattr(self, name)) for name in names} | {len(self.image_start) - 1, samples}
-        images = {len(getattr(self, f"image_{name}")) for name in IMAGES} | {int(self.image_start[-1])}
-        if len(lengths) != 1 or len(images) != 1:
+        images = {len(getattr(self, f"image_{name}")) for name in IMAGES} | set(self.image_start[-1:].tolist())
+        if len(lengths) != 1 or len(images) != 1 or len(self.shards) != len(self.shard_bytes):
             raise DataError(f"{self.path} is damaged (its columns have different lengths): run `make corpus` again")
+        start = self.image_start
+        fits = start[0] == 0 and bool((start[1:] >= start[:-1]).all())
+        fits &= all(_within(getattr(self, name), len(getattr(self, _PLURALS[name]))) for name in TABLES)
+        counts = (*self.text_tokens.pieces, *self.vision_tokens.pieces)
+        fits &= all(int(piece.min(initial=0)) >= 0 for piece in counts)
+        if not fits or any(Path(name).name != name for name in self.shards):
+            raise DataError(f"{self.path} is damaged (its columns do not fit each other): run `make corpus` again")
 
     def _check_shards(self) -> None:
         for name, size in zip(self.shards, self.shard_bytes.tolist(), strict=True):
@@ -149,6 +162,11 @@ class CorpusIndex:
         if not self.shard_folder:
             return f"{FILE} says {size} bytes: run `make corpus` again"
         return f"{self.path} says {size} bytes: put the corpus that it was drawn from back, or run `make balance` again"
+
+
+def _within(values: NDArray[np.integer], count: int) -> bool:
+    """Whether all numbers are from 0 to `count` - 1."""
+    return not len(values) or 0 <= int(values.min()) <= int(values.max()) < count
 
 
 class IndexWriter:
@@ -198,7 +216,7 @@ class IndexWriter:
         fingerprint = value_digest([dict(attributes), {name: list(tables[name]) for name in TABLES}, digests])
         temporary = folder / f".{FILE}.tmp"
         with hdf5.create(temporary) as file:
-            hdf5.add_parts(file, folder, parts, _PART_COLUMNS)
+            hdf5.add_parts(file, folder, parts, list(_PART_COLUMNS))
             for name, values in {**numbers, "image_start": start}.items():
                 file.create_dataset(f"samples/{name}", data=values)
             for name, strings in {**tables, "shard": [name for name, _ in shards]}.items():
@@ -215,11 +233,11 @@ def _columns(path: Path, file: h5py.File) -> dict[str, Any]:
     values: dict[str, Any] = {
         name.replace("samples/", "").replace("images/", "image_"): column for name, column in shown.items()
     }
-    values |= {name: hdf5.mapped(path, file[f"samples/{name}"]) for name in ("image_start", *TABLES)}
-    plural = {"category": "categories", "language": "languages", "source": "sources", "license": "licenses"}
-    for name, attribute in {**plural, "shard": "shards"}.items():
-        values[attribute] = tuple(file[f"tables/{name}"].asstr()[()].tolist())
-    values["shard_bytes"] = file["tables/shard_bytes"][()]
+    for name, dtype in _OWN_COLUMNS.items():
+        values[name] = hdf5.mapped(path, hdf5.own(file, f"samples/{name}", dtype))
+    for name, attribute in {**_PLURALS, "shard": "shards"}.items():
+        values[attribute] = tuple(hdf5.strings(file, f"tables/{name}"))
+    values["shard_bytes"] = hdf5.own(file, "tables/shard_bytes", "<i8")[()]
     values["shard_folder"] = str(file.attrs.get("shard_folder", ""))
     values |= {name: str(file.attrs[name]) for name in ("tokenizer", "template", "fingerprint")}
     return values | {name: int(file.attrs[name]) for name in ("min_pixels", "max_pixels")}

@@ -81,6 +81,7 @@ class CorpusReader:
         images = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
         spans = _pairs(index.image_offset[images], index.image_size[images])
         sizes = _pairs(index.image_width[images], index.image_height[images])
+        self._check_places(at, images, first, last)
         ends = np.cumsum(count).tolist()
         samples = zip(
             at.tolist(),
@@ -96,6 +97,25 @@ class CorpusReader:
             Entry(row, index.shards[shard], text, spans[own], sizes[own], tokens, category, content)
             for row, shard, text, own, tokens, category, content in samples
         ]
+
+    def _check_places(self, rows: NDArray[np.int64], images: NDArray[np.int64], *starts: NDArray[np.int64]) -> None:
+        """Refuse rows of which the index says that they lie outside their shard.
+
+        Raises:
+            DataError: naming the first.
+        """
+        index = self.index
+        shard, count = index.shard[rows], starts[1] - starts[0]
+        known = (shard >= 0) & (shard < len(index.shards))
+        room = index.shard_bytes[np.where(known, shard, 0)]
+        begin, size = index.json_offset[rows], index.json_size[rows]
+        inside = known & (begin >= 0) & (size >= 0) & (size <= room - begin)
+        begin, size = index.image_offset[images], index.image_size[images]
+        beyond = (begin < 0) | (size < 0) | (size > np.repeat(room, count) - begin)
+        inside[np.repeat(np.arange(len(rows)), count)[beyond]] = False
+        if not inside.all():
+            row = int(rows[np.flatnonzero(~inside)[0]])
+            raise DataError(f"{index.path} is damaged (row {row} lies outside its shard): run `make corpus` again")
 
     def read(self, entry: Entry) -> Record:
         """The record of an entry, as `record`."""

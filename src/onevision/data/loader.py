@@ -18,7 +18,7 @@ import torch
 from onevision.corpus.reader import CorpusReader, DamagedSample, Entry
 from onevision.data.batch import BatchLayout, Outline, PackedBatch, Room
 from onevision.data.image import MERGE, patch_grid
-from onevision.data.mixture import Mixture
+from onevision.data.ledger import mixture_of
 from onevision.data.patcher import image_patcher
 from onevision.data.schedule import PATCH_COST, deal
 from onevision.data.sources import Sources
@@ -72,8 +72,7 @@ class PackLoader:
                 f"{micro_batch_size} x {dp_size} data-parallel ranks"
             )
         self.sources, self.tokenizer, self.data = sources, tokenizer, data
-        packs, rates = zip(*((source.packs.packs, source.rate) for source in sources.sources), strict=True)
-        self.mixture = Mixture(packs, rates, seed)
+        self.mixture = mixture_of(sources, seed)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.device = device
@@ -152,6 +151,13 @@ class PackLoader:
     def _batch(self, packs: MicroBatch) -> PackedBatch:
         entries = [self._entries(*pack) for pack in packs]
         outlines = [[self._outline(source, entry) for source, entry in pack] for pack in entries]
+        for number, pack in enumerate(outlines):
+            if (length := sum(sample.length for sample in pack)) > self.data.sequence_length:
+                path = self.sources.sources[packs[number][0]].packs.path
+                raise DataError(
+                    f"{path}: pack {packs[number][1]} has {length} tokens, more than {self.data.sequence_length}: run "
+                    "`make pack` again"
+                )
         layout = BatchLayout(outlines, self.data.sequence_length, self.tokenizer)
         samples = [sample for pack in entries for sample in pack]
         damage: dict[int, str] = {}  # by the sample's number in the batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron.core.models.vision.multimodal_projector import MultimodalProjector
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
@@ -18,7 +19,13 @@ from onevision.model.vision import pad_rows
 class PatchMerger(MegatronModule):
     """Keys: layernorm, projector.encoder.linear_fc1, projector.encoder.linear_fc2."""
 
-    def __init__(self, config: TransformerConfig, architecture: Architecture, modules: Modules) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        architecture: Architecture,
+        modules: Modules,
+        groups: ProcessGroupCollection | None = None,
+    ) -> None:
         super().__init__(config=config)
         self.layernorm = build_module(
             modules.norm,
@@ -31,6 +38,7 @@ class PatchMerger(MegatronModule):
             MLPSubmodules(linear_fc1=modules.column_linear, linear_fc2=modules.row_linear),
             projector_type="mlp",
             input_size=architecture.merged_size,
+            tp_group=groups.tp if groups is not None else None,
         )
         self.row_multiple = row_multiple(config)
 

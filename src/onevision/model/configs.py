@@ -76,6 +76,7 @@ def language_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
+        deterministic_mode=train is not None and train.deterministic,
         **recompute,
         **fp8,
         **(_shared(parallel, stage_layers, fused) if parallel is not None else {}),
@@ -126,8 +127,11 @@ def row_multiple(config: TransformerConfig) -> int:
     return FP8_ROWS if config.fp8 else 1
 
 
-def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
-    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings."""
+def vision_config(
+    architecture: Architecture, language: TransformerConfig, *, whole: bool = False
+) -> TransformerConfig:
+    """Megatron's configuration of the vision tower, with the language model's precision and recompute settings; `whole`
+    if no other rank has a part of it."""
     vision = architecture.vision
     # Megatron's recomputed MLP hands its bias out, which makes that parameter a result of itself: backward never ends.
     # Language has no biases.
@@ -136,6 +140,7 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     return replace(
         language,
         # All of it stands on the first stage, and images belong to one rank of those that share tokens.
+        tensor_model_parallel_size=1 if whole else language.tensor_model_parallel_size,
         pipeline_model_parallel_size=1,
         virtual_pipeline_model_parallel_size=None,
         pipeline_model_parallel_layout=None,

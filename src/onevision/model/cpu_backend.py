@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
@@ -75,7 +76,9 @@ class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):
 def _results_queue() -> Any:
     # Megatron starts this manager with "spawn", which imports the main module and torch again (8 s); fork takes 0.1 s.
     if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+        # Its socket has a name and no file (Linux), so that a kill leaves no folder in /tmp.
+        name = f"\0onevision-{os.getpid()}-{secrets.token_hex(8)}"
+        manager = SyncManager(address=name, ctx=multiprocessing.get_context("fork"))
         manager.start(die_with, (os.getpid(),))
         filesystem_async._results_queue = manager.Queue()
     return filesystem_async._results_queue
@@ -96,6 +99,8 @@ def install() -> None:
     torch.cuda.current_device = lambda: cpu
     torch.cuda.synchronize = lambda *_, **__: None
     torch.cuda.manual_seed = lambda seed: None
+    torch.cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda new_state, *_, **__: torch.set_rng_state(new_state)
     megatron_random.CudaRNGStatesTracker = CpuRNGStatesTracker

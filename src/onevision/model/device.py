@@ -72,6 +72,7 @@ def start(ranks: Ranks, seed: int, patience_minutes: int = 30, parallel: Paralle
             pipeline_model_parallel_size=parallel.pipeline,
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
             context_parallel_size=parallel.context,
+            expert_tensor_parallel_size=1,  # there are no experts: a group of this rank alone
             distributed_timeout_minutes=patience_minutes,
         )
         initialize_rerun_state_machine(mode=RerunMode.DISABLED)

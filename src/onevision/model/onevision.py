@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from onevision.model.loss import linear_cross_entropy
 from onevision.model.presets import PATCH_VALUES, Architecture
 from onevision.model.rotary import inverse_frequencies
 from onevision.model.specs import TORCH, Modules, block_spec
+from onevision.model.split import alone, in_shares, mark_whole
 from onevision.model.vision import RiceViT
 
 
@@ -35,6 +37,7 @@ class Part:
     last: bool = True
     layers: int = 0  # of language; 0: all
     number: int | None = None  # of the virtual stage
+    split_vision: bool = False  # of the images, not of the layers of vision and adapter (`onevision.model.split`)
 
 
 WHOLE = Part()
@@ -58,9 +61,12 @@ class OneVisionModel(MegatronModule):
         self.architecture, self.part = architecture, part
         language = architecture.language
         if part.first:
-            vision = vision_config(architecture, config)
-            self.vision = RiceViT(vision, architecture.vision, modules)
-            self.adapter = PatchMerger(adapter_config(architecture, vision), architecture, modules)
+            vision = vision_config(architecture, config, whole=part.split_vision)
+            groups = alone() if part.split_vision else None
+            self.vision = RiceViT(vision, architecture.vision, modules, groups)
+            self.adapter = PatchMerger(adapter_config(architecture, vision), architecture, modules, groups)
+            if part.split_vision:
+                mark_whole(self.split_parameters())
         self.language = GPTModel(
             config,
             block_spec(modules, part.layers or language.num_layers, AttnMaskType.causal, qk_norm=True),
@@ -86,7 +92,29 @@ class OneVisionModel(MegatronModule):
 
     def image_tokens(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """Image tokens [P/4, H] of patches [P, 588] with grids grid_thw [I, 3]."""
+        if not self.part.split_vision:
+            return self._image_tokens(patches, grid_thw)
+        return in_shares(
+            self._image_tokens,
+            self._nothing if self.always_vision and self.training else None,
+            patches,
+            grid_thw,
+            self.config.hidden_size,
+            parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    def split_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Those that every tensor-parallel rank has whole, for images of its own."""
+        if self.part.first and self.part.split_vision:
+            yield from self.vision.parameters()
+            yield from self.adapter.parameters()
+
+    def _image_tokens(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         return self.adapter(self.vision(patches, grid_thw))
+
+    def _nothing(self, patches: Tensor) -> Tensor:
+        """Zero, by way of vision and adapter: their gradients are zero, and there are some."""
+        return 0 * self._image_tokens(patches.new_zeros(4, PATCH_VALUES), torch.tensor([[1, 2, 2]])).sum()
 
     def forward(
         self,
@@ -169,8 +197,7 @@ class OneVisionModel(MegatronModule):
         if image_tokens is None and len(grid_thw):
             image_tokens = self.image_tokens(patches, grid_thw)
         if image_tokens is None and self.always_vision and self.training:
-            nothing = self.image_tokens(patches.new_zeros(4, PATCH_VALUES), torch.tensor([[1, 2, 2]]))
-            embedded = embedded + 0 * nothing.sum()
+            embedded = embedded + self._nothing(patches)
         if image_tokens is not None:
             if token_rows is not None:
                 image_tokens = image_tokens.index_select(0, to_device(token_rows, image_tokens.device))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.common.vision_module.vision_module import VisionModule
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import build_module
@@ -43,7 +44,13 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 class RiceViT(VisionModule):
     """The vision tower. Keys: patch_embed, class_embedding, class_pos_emb, pre_layernorm, decoder.layers.*"""
 
-    def __init__(self, config: TransformerConfig, architecture: VisionArchitecture, modules: Modules) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        architecture: VisionArchitecture,
+        modules: Modules,
+        groups: ProcessGroupCollection | None = None,
+    ) -> None:
         super().__init__(config=config)
         width, head_dim = architecture.hidden_size, architecture.head_dim
         # A 14x14 convolution with stride 14 is a linear layer on flattened patches.
@@ -61,9 +68,10 @@ class RiceViT(VisionModule):
             config,
             block_spec(modules, architecture.num_layers, AttnMaskType.no_mask),
             post_layer_norm=False,
+            pg_collection=groups,
         )
         self.row_multiple = row_multiple(config)
-        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
+        self.tensor_group = groups.tp if groups is not None else parallel_state.get_tensor_model_parallel_group()
         # Angles for rows, then for columns, half of head_dim / 2 each.
         self.inverse_frequencies = inverse_frequencies(head_dim // 2, architecture.rotary_base)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from onevision.corpus.hdf5 import seal_file
 from onevision.corpus.index import CorpusIndex
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
@@ -91,7 +92,7 @@ def pack_corpus(
     result = run_parts("pack", output, inputs, packing.parts.count, packing.pack, packing.finish, ranks)
     if data.single_file:
         with storage_errors(output):
-            merge_parts(output / FILE, START, ranks.communicator)
+            merge_parts(output / FILE, START, ranks.communicator, seal_file)
     summary = result.summary
     if ranks.rank == 0:
         report(

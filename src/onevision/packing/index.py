@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, opened, write_part
+from onevision.corpus.hdf5 import Column, add_parts, create, mapped, open_parts, opened, own, write_part
 from onevision.corpus.index import CorpusIndex
 from onevision.data.template import TEMPLATE_FINGERPRINT
 from onevision.data.tokenizer import Tokenizer
@@ -101,11 +101,11 @@ class PackIndex:
         path = Path(folder) / FILE
         absent = "run `make pack`, or set data.packs to a packs folder"
         with opened(path, FORMAT_VERSION, absent, AGAIN) as file:
-            values: dict[str, Any] = {START: mapped(path, file[START])}
+            values: dict[str, Any] = {START: mapped(path, own(file, START, "<i8"))}
             if "parts" in file:
-                values |= open_parts(path, file, list(COLUMNS))
+                values |= open_parts(path, file, COLUMNS)
             else:
-                values |= {name: Column([mapped(path, file[name])]) for name in COLUMNS}
+                values |= {name: Column([mapped(path, own(file, name, dtype))]) for name, dtype in COLUMNS.items()}
             values |= {name: str(file.attrs[name]) for name in FINGERPRINTS}
             values |= {name: int(file.attrs[name]) for name in NUMBERS}
         index = cls(path=path, **values)
@@ -131,7 +131,12 @@ class PackIndex:
         start = self.pack_start
         counts = {len(column) for column in (self.tokens, self.patches, self.attention_cost, start[1:])}
         fits = counts == {self.packs} and self.packs > 0 and len(self.sample) == self.samples
-        if not fits or start[[0, -1]].tolist() != [0, self.samples] or np.diff(start).min() < 1:
+        if fits:
+            fits = start[[0, -1]].tolist() == [0, self.samples] and bool((start[1:] > start[:-1]).all())
+        for column, most in ((self.tokens, self.sequence_length), (self.patches, None), (self.attention_cost, None)):
+            for piece in column.pieces:
+                fits &= piece.min(initial=0) >= 0 and (most is None or piece.max(initial=0) <= most)
+        if not fits:
             raise DataError(f"{self.path} is damaged (its columns do not fit each other): {AGAIN}")
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 
-def merge_parts(master: Path, first: str, communicator: Any = None) -> None:
+def merge_parts(
+    master: Path, first: str, communicator: Any = None, seal: Callable[[Path], None] = lambda path: None
+) -> None:
     """Make `master`, whose columns lie in part files, a file that holds them; does nothing where it does already.
 
     Each rank of the communicator copies its share of the parts, all at the same time (HDF5's mpio). A process that is
@@ -24,6 +27,7 @@ def merge_parts(master: Path, first: str, communicator: Any = None) -> None:
         master: the file; /parts/name lists the part files beside it.
         first: the one dataset that lies in the master itself; it has one row more than the columns of packs.
         communicator: mpi4py's; None: this process is alone.
+        seal: what puts the seal at the end of the written file, without which it is not opened.
 
     Raises:
         OSError: as any write; there is not enough room.
@@ -47,6 +51,7 @@ def merge_parts(master: Path, first: str, communicator: Any = None) -> None:
         communicator.Barrier()
     if rank == 0:
         if names:
+            seal(temporary)
             temporary.replace(master)
         for part in master.parent.glob(f"{master.stem}-*{master.suffix}"):
             part.unlink()

@@ -14,6 +14,7 @@ from onevision.errors import DataError, InputError, OneVisionError
 from onevision.evaluation.accuracy import chance_levels, questions
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
+from onevision.training.bad_steps import NAME
 from onevision.training.history import read_metrics
 
 CHANCE_SAMPLES = 500_000  # a larger training corpus is not read through for the chance level
@@ -168,7 +169,13 @@ def _lineage(folder: Path) -> dict[str, Any]:
 
 def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
     try:
-        rows = read_metrics(folder)
+        all_rows = read_metrics(folder)
+        rows = [row for row in all_rows if "bad" not in row]  # of the others not every figure is their own
+        if len(rows) < len(all_rows):
+            notes.append(
+                f"{name}: {len(all_rows) - len(rows)} bad steps, whose updates were not applied, are left out here; "
+                f"{folder / NAME} has them"
+            )
         if not rows:
             notes.append(f"{name}: missing, {folder} holds no training step")
             return None

@@ -1,7 +1,7 @@
 """Checkpoints: Megatron's dist_checkpointing, written beside and renamed (`training/checkpoint_files.py`).
 
 Nothing in a training step draws random numbers and the loader is a pure function of the step, so model, optimizer,
-scheduler, the step number and the scales of delayed FP8 are the whole state.
+scheduler, the step number, the scales of delayed FP8 and what the guard remembers are the whole state.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
 from onevision.errors import InputError, OneVisionError, StorageError
-from onevision.files import FULL, storage_errors
+from onevision.files import full_disk, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
-from onevision.training.checkpoint_files import check_architecture, commit, step_folder
+from onevision.training.agreement import of_first_rank
+from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
 EXTRA_STATE = "_extra_state"
@@ -50,8 +53,9 @@ def load_model(folder: Path, content: dict[str, Any], *parts: OneVisionModel) ->
 
 def load_training(
     folder: Path, content: dict[str, Any], parts: Sequence[OneVisionModel], optimizer: Any, scheduler: Any
-) -> int:
-    """Load weights, optimizer and scheduler; returns the step that was finished.
+) -> tuple[int, dict[str, Any] | None]:
+    """Load weights, optimizer and scheduler, over what they are now; returns the step that was finished, and the
+    guard's state.
 
     Raises:
         InputError: checkpoint of another model size.
@@ -63,13 +67,14 @@ def load_training(
     _set_weights(parts, state)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
+    scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(state["scheduler"])
     config = parts[0].config
     delayed = bool(config.fp8) and config.fp8_recipe == "delayed"
     told = load_scales(folder, parts, delayed, dist.get_rank(), dist.get_world_size())
     if told and dist.get_rank() == 0:
         print(told, flush=True)
-    return content["step"]
+    return content["step"], state.get("guard")
 
 
 def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
@@ -77,14 +82,19 @@ def _weights(parts: Sequence[OneVisionModel]) -> dict[str, Any]:
     the checkpoint they have the names of the whole model. What backends keep beside them (`_extra_state`) is left out,
     so that a checkpoint of one backend loads in another; the scales of FP8 are a part of their own
     (training/fp8_state.py)."""
-    return {
-        name: {
-            key: value
-            for key, value in part.sharded_state_dict(metadata=CONTENT).items()
-            if not key.endswith(EXTRA_STATE)
-        }
-        for name, part in _named(parts)
-    }
+    return {name: _own_weights(part) for name, part in _named(parts)}
+
+
+def _own_weights(part: OneVisionModel) -> dict[str, Any]:
+    state = part.sharded_state_dict(metadata=CONTENT)
+    state = {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+    if part.part.split_vision:  # modules that are alone do not know that other ranks have the same
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        for key, value in state.items():
+            if key.startswith(("vision.", "adapter.")):
+                pipeline, _, data = value.replica_id
+                value.replica_id = (pipeline, rank, data)
+    return state
 
 
 def _named(parts: Sequence[OneVisionModel]) -> list[tuple[str, OneVisionModel]]:
@@ -118,11 +128,11 @@ class Checkpointer:
 
     def __init__(self, run: Path, architecture: Architecture, *, keep: int, asynchronous: bool) -> None:
         self.run, self.architecture, self.keep, self.asynchronous = run, architecture, keep, asynchronous
+        _tell_full_disks()
         self._queue = AsyncCallsQueue()
         self._writing = False
         if dist.get_rank() == 0:
-            for leftover in (run / "checkpoints").glob(".step_*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(run)
         # All ranks write into one folder, whose name no writer left over from a killed run can know.
         owner = [os.getpid()]
         dist.broadcast_object_list(owner, src=0)
@@ -134,10 +144,12 @@ class Checkpointer:
         parts: Sequence[OneVisionModel],
         optimizer: Any = None,
         scheduler: Any = None,
+        guard: dict[str, Any] | None = None,
         *,
         wait: bool = False,
     ) -> None:
-        """Start writing the state after `step`; with `wait`, or when not asynchronous, return when it stands.
+        """Start writing the state after `step`, with that of the guard; with `wait`, or when not asynchronous, return
+        when it stands.
 
         Raises:
             StorageError: the disk is full; earlier checkpoints are untouched.
@@ -148,7 +160,7 @@ class Checkpointer:
         if optimizer is None:
             state: dict[str, Any] = _weights(parts)
         else:
-            state = _training_state(parts, optimizer, scheduler, is_loading=False)
+            state = _training_state(parts, optimizer, scheduler, is_loading=False) | {"guard": guard}
         with _clean_failure(temporary):
             self._prepare(temporary, state)
             request = dist_checkpointing.save(
@@ -201,6 +213,24 @@ class Checkpointer:
                 self._writing = self._queue.get_num_unfinalized_calls() > 0
 
 
+def _tell_full_disks() -> None:
+    """Let a writer's process send the system's error. It gets another one from PyTorch, which misses the bytes that
+    could not be written and does not say why."""
+    write = filesystem_async._write_item
+    if getattr(write, "tells", False):
+        return
+
+    @wraps(write)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return write(*args, **kwargs)
+        except RuntimeError as error:
+            raise full_disk(error) or error from None
+
+    told.tells = True  # type: ignore[attr-defined]
+    filesystem_async._write_item = told
+
+
 @contextmanager
 def _clean_failure(temporary: Path) -> Iterator[None]:
     """Remove the half-written folder of a failed save and say in one line what happened."""
@@ -212,25 +242,14 @@ def _clean_failure(temporary: Path) -> Iterator[None]:
     except (OSError, CheckpointingException, CheckpointException) as error:
         free = shutil.disk_usage(temporary.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
-        cause = _storage_cause(error)
+        cause = full_disk(error)
         reason = cause.strerror if cause is not None else str(error).splitlines()[0]
+        if isinstance(error, CheckpointException):  # raised on all ranks, and only the first one is told why
+            reason = of_first_rank(reason)
         raise StorageError(
             f"checkpoint {temporary.parent} could not be saved: {reason} ({free / 1e6:,.0f} MB were free); "
             "earlier checkpoints are untouched: make room and run again"
         ) from error
-
-
-def _storage_cause(error: BaseException | None) -> OSError | None:
-    """The "disk full" behind an error, looked for in its causes and in what a failed writer sent."""
-    seen: list[Any] = [error]
-    while seen:
-        current = seen.pop()
-        if isinstance(current, OSError) and current.errno in FULL:
-            return current
-        if isinstance(current, BaseException):
-            seen += [current.__cause__, current.__context__, *current.args]
-            seen += [failure[0] for failure in getattr(current, "failures", {}).values()]
-    return None
 
 
 def _check_space(folder: Path, state: dict[str, Any]) -> None:

@@ -2,6 +2,10 @@
 
 A checkpoint is complete or not there: `checkpoints/step_00000100/` appears by one rename after everything in it was
 written, `checkpoint.json` lists its files with size and digest.
+
+Some of its files are pickles, which can run any code when they are loaded: whoever loads a checkpoint has it from
+`find` or `newest` with `verify`, which read no pickle, and find only files that are as they were written. A checkpoint
+from elsewhere is to be trusted like a program; weights in safetensors (`make import`) are not pickles.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from onevision.fingerprint import file_digest, value_digest
 from onevision.model.presets import Architecture
 
 CHECKPOINT_FILE = "checkpoint.json"
+LOADED = (".metadata", "common.pt", "metadata.json")  # what Megatron reads beside *.distcp; the first two are pickles
 STEP_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -50,9 +55,14 @@ def verify_sizes(folder: Path) -> dict[str, Any]:
         raise DataError(str(error)) from None
     if not isinstance(content, dict) or content.get("fingerprint") != _fingerprint(content):
         raise DataError(f"{folder / CHECKPOINT_FILE} was altered: its content is not that of its fingerprint")
+    if not _well_formed(content):
+        raise DataError(f"{folder / CHECKPOINT_FILE} was altered: it does not say what a checkpoint is made of")
+    for path in folder.iterdir():
+        if path.name not in content["files"] and (path.name in LOADED or path.suffix == ".distcp"):
+            raise DataError(f"{path} is no file of this checkpoint: {CHECKPOINT_FILE} does not list it")
     for name, entry in content["files"].items():
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             raise DataError(f"{path} is missing")
         size = path.stat().st_size
         if size != entry["bytes"]:
@@ -84,6 +94,21 @@ def newest(
         except DataError as error:
             print(f"skipping checkpoint {folder}: {error}", flush=True)
     return None
+
+
+def newest_of_run(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a run goes on from; None for one that has no checkpoint yet.
+
+    Raises:
+        DataError: it has some, and none is whole. What was computed in days is not thrown away without asking.
+    """
+    found, steps = newest(run), checkpoint_steps(run)
+    if found is None and steps:
+        raise DataError(
+            f"{run / 'checkpoints'} holds no checkpoint that is whole, and is not started over by itself (broken: "
+            f"those of steps {', '.join(map(str, steps))}): bring one back, or remove the folder to start over"
+        )
+    return found
 
 
 def find(path: str | Path, check: Callable[[Path], dict[str, Any]] = verify) -> tuple[Path, dict[str, Any]]:
@@ -132,11 +157,46 @@ def commit(temporary: Path, run: Path, step: int, architecture: Architecture, ke
     write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
     _sync(temporary)
     if folder.exists():  # a broken one of the same step
-        shutil.rmtree(folder)
+        _remove(folder)
     temporary.rename(folder)
-    for old in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(step_folder(run, old))
+    prune(run, step, keep)
     return folder
+
+
+def prune(run: str | Path, step: int, keep: int) -> None:
+    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they do not count."""
+    for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
+        _remove(step_folder(run, old))
+
+
+def remove_leftovers(run: str | Path) -> None:
+    """Remove what was being written or removed when a process died."""
+    for leftover in (Path(run) / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; from the first moment on it is none: what a kill leaves of it has a leftover's name."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    shutil.rmtree(folder.rename(hidden))
+
+
+def _well_formed(content: dict[str, Any]) -> bool:
+    """Whether checkpoint.json has what is read of it, and names no file of another folder."""
+    files, model = content.get("files"), content.get("architecture")
+    return (
+        isinstance(content.get("step"), int)
+        and isinstance(model, dict)
+        and isinstance(model.get("name"), str)
+        and all(isinstance(model.get(part), dict) for part in ("vision", "language"))
+        and isinstance(files, dict)
+        and all(
+            name not in ("", ".", "..") and "/" not in name and isinstance(entry, dict)
+            and isinstance(entry.get("bytes"), int) and isinstance(entry.get("digest"), str)
+            for name, entry in files.items()
+        )
+    )  # fmt: skip
 
 
 def _fingerprint(content: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from onevision.errors import Hung
+from onevision.progress import LOG_ONLY
 
 _STDERR = 2  # not sys.stderr, whose lock the thread that hangs may hold
 
@@ -81,7 +82,7 @@ class Heartbeat:
         message = f"hung: {where} took more than {self.seconds:g} s; the stacks of all threads are in the rank's log"
         self._arm(2 * self.seconds)  # the log's file system may be what hangs
         with suppress(OSError):
-            os.write(_STDERR, f"{message}\n".encode())
+            os.write(_STDERR, f"{LOG_ONLY} {message}\n".encode())
         faulthandler.dump_traceback(_STDERR, all_threads=True)
         if self._on_hang is not None:
             threading.Thread(target=self._on_hang, args=(message, step), name="on_hang", daemon=True).start()

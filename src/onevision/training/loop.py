@@ -15,18 +15,21 @@ from megatron.core import parallel_state
 
 from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
-from onevision.files import read_json, write_json
+from onevision.files import read_json, remove_temporaries, write_json
 from onevision.lineage import write_lineage
 from onevision.model.backend import machine_problems
 from onevision.model.device import Ranks, runtime_context, select_device, set_threads, start
 from onevision.model.layout import training_problems
 from onevision.recipe import Recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.agreement import highest, of_first_rank
+from onevision.training import checkpoint, checkpoint_files, local_state
+from onevision.training.agreement import agreed, highest, of_first_rank
+from onevision.training.determinism import set_determinism
 from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
+from onevision.training.guard import Guard
 from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
+from onevision.training.local_copy import LocalCopies
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
 from onevision.training.parts import build_model, build_parts
@@ -34,7 +37,6 @@ from onevision.training.precision import allow_tf32
 from onevision.training.profiling import StepProfiler
 from onevision.training.replica import join_replica
 from onevision.training.run import lock_run, open_run
-from onevision.training.step import reduce_totals, refuse_divergence
 from onevision.training.stepper import Stepper
 
 
@@ -81,7 +83,8 @@ def train(
         Busy: another process trains in the run's folder.
         Interrupted: a signal asked for a stop; the state was saved.
         StorageError: the disk is full; earlier checkpoints are untouched.
-        Diverged: loss or gradient is not a number; nothing was saved after it.
+        Diverged: loss or gradient is not a number, or a spike; nothing was saved after it. Recipes may say otherwise.
+        Suspect: it may be the hardware's fault; another node should compute it.
     """
     stop = StopRequest()
     ranks = ranks or Ranks()
@@ -98,34 +101,47 @@ def train(
     patience_minutes = math.ceil(hang_seconds / 60) + 5 if hang_seconds else 30
     with lock_run(run) if first else nullcontext(), Heartbeat(hang_seconds, on_hang) as heartbeat:
         heartbeat.beat(0, "joining the other ranks")
+        set_determinism(settings.deterministic)
         device = start(ranks, recipe.seed, patience_minutes, recipe.parallel)
         heartbeat.beat(0, "setting up")
+        if first:  # all ranks are here: none writes into the folder any more
+            remove_temporaries(run)
         ended = run / "step.json"
         summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
         if summary is not None:
+            if recipe.checkpoint.local:
+                LocalCopies(recipe, run).remove()
             return summary
         threads = set_threads(settings.threads, ranks.local_size)
         allow_tf32(settings.tf32)
         with runtime_context(device):
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
-            found = of_first_rank(checkpoint_files.newest(run) if first else None)
+            found = agreed(lambda: checkpoint_files.newest_of_run(run) if first else None)
+            copies = LocalCopies(recipe, run) if recipe.checkpoint.local else None
+            local = copies.newest(found[1]["step"] if found else 0) if copies is not None else None
             parts = build_parts(recipe, device)
             architecture = parts[0].architecture
-            if found is None and inputs.start_from is not None:
+            if found is None and local is None and inputs.start_from is not None:
                 checkpoint.load_model(*inputs.start_from, *parts)  # before the optimizer copies its FP32 masters
             categories = inputs.sources.categories
             stepper = Stepper(recipe, parts, len(categories))
             optimizer, scheduler = stepper.optimizer, stepper.scheduler
-            done = 0
-            if found is not None:
-                done = checkpoint.load_training(*found, parts, optimizer, scheduler)
-                if first:
-                    print(
-                        f"{recipe.name}: continuing after step {done} of {settings.steps} from {found[0]}", flush=True
-                    )
+            done, guarded = 0, None
+            if local is not None:
+                restored = local_state.restore(local, stepper.ddp, optimizer, scheduler)
+                done, guarded = restored["step"], restored["guard"]
+            elif found is not None:
+                done, guarded = checkpoint.load_training(*found, parts, optimizer, scheduler)
+            if first and done:
+                origin = local or (found and found[0])
+                print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {origin}", flush=True)
             saver = checkpoint.Checkpointer(
                 run, architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
+            if first:
+                checkpoint_files.prune(run, done, recipe.checkpoint.keep)
+            guard = Guard(settings, saver, inputs.sources, device)
+            guard.begin_after(done, guarded)
 
             peak = device_peak(device, settings.peak_tflops)
             if first:
@@ -167,7 +183,9 @@ def train(
             )
             began = time.monotonic()
 
-            for step in range(done + 1, settings.steps + 1):
+            step = done
+            while step < settings.steps:
+                step += 1
                 heartbeat.beat(step, "reading data")
                 watch.before(step)
                 step_began = time.perf_counter()
@@ -175,18 +193,28 @@ def train(
                 data_seconds = time.perf_counter() - step_began
 
                 heartbeat.beat(step, "computing")
-                losses = stepper.compute(batches)
-                totals = reduce_totals(losses, batches, stop.signum, len(categories))
-                refuse_divergence("loss", totals.loss, step, inputs.sources, batches)
                 learning_rate = stepper.learning_rate
-                grad_norm = stepper.update()
-                refuse_divergence("gradient norm", grad_norm, step, inputs.sources, batches)
+                outcome = guard.step(step, stepper, batches, stop.signum)
+                if outcome.rewind is not None:
+                    step, guarded = checkpoint.load_training(*outcome.rewind, parts, optimizer, scheduler)
+                    guard.begin_after(step, guarded)
+                    batches_of_steps.close()
+                    if copies is not None:
+                        copies.forget()
+                    batches_of_steps = replica.share(loader, step, settings.steps)
+                    watch.close()
+                    if metrics is not None:
+                        metrics.close()
+                        metrics = Metrics(run, step)
+                    progress = TrainingProgress(recipe.name, step, settings.steps)
+                    continue
                 stepper.advance()
+                totals = outcome.totals
                 for path in watch.after(step):
                     print(f"{recipe.name}: profile of steps {watched.first_step} to {step} in {path}", flush=True)
 
                 last = step == settings.steps
-                if metrics is not None and (last or step % settings.log_interval == 0):
+                if metrics is not None and (last or outcome.remarks or step % settings.log_interval == 0):
                     epochs = loader.epochs(step)
                     row = step_row(
                         recipe,
@@ -198,20 +226,26 @@ def train(
                     ) | {
                         "step": step,
                         "lr": learning_rate,
-                        "grad_norm": grad_norm,
+                        "grad_norm": outcome.grad_norm,
                         "data_seconds": data_seconds,
                         "loss_by_category": totals.by_category(categories),
                         "epoch": min(epochs.values()),
                         "epoch_by_source": epochs,
+                        **outcome.remarks,
                     }
                     metrics.write(row)
                     progress.show(row)
 
                 heartbeat.beat(step, "saving")
                 saver.poll()
+                if copies is not None and not last and step % recipe.checkpoint.local_interval == 0:
+                    with gathered_weights(stepper.ddp):
+                        more = {"step": step, "guard": guard.state_dict()}
+                        copies.save(step, local_state.take(stepper.ddp, optimizer, scheduler, more))
                 if last or totals.stop or step % recipe.checkpoint.interval == 0:
                     with gathered_weights(stepper.ddp):
-                        saver.save(step, parts, optimizer, scheduler, wait=last or totals.stop > 0)
+                        state = guard.state_dict()
+                        saver.save(step, parts, optimizer, scheduler, state, wait=last or totals.stop > 0)
                 if totals.stop and not last:
                     watch.close()
                     if metrics is not None:
@@ -233,4 +267,6 @@ def train(
     if metrics is not None:
         metrics.close()
         write_json(run / "step.json", {"step": recipe.stage, "inputs": inputs.fingerprints, "summary": summary})
+    if copies is not None:
+        copies.remove()
     return summary

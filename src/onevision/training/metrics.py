@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from onevision.data.ledger import digest
 from onevision.files import storage_errors, write_text
 from onevision.model.presets import Architecture
 from onevision.progress import MARK, bar, duration
@@ -49,6 +50,8 @@ class Metrics:
         with storage_errors(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+        if "bad" in row:  # its figures are in part those of the step before: training/guard.py
+            return
         for name in SCALARS:
             self._board.add_scalar(name, row[name], row["step"])
         for category, value in row["loss_by_category"].items():
@@ -70,7 +73,7 @@ def step_row(
     device: torch.device,
 ) -> dict[str, Any]:
     """The figures of a step that ends now and took `seconds` on devices of `peak` FLOP/s together; `time` is in
-    seconds since 1970."""
+    seconds since 1970, `samples_digest` is of the ids of all samples (onevision/data/ledger.py)."""
     freeze = recipe.model.freeze
     flops = step_flops(architecture, totals.real, freeze)
     hardware_flops = step_flops(architecture, totals.slots, freeze)
@@ -92,6 +95,7 @@ def step_row(
         "mfu": flops / (peak * seconds),
         "hfu": hardware_flops / (peak * seconds),
         "skipped": totals.skipped,
+        "samples_digest": digest(totals.sample_ids),
         "memory_mb": memory_mb(device),
     }
 

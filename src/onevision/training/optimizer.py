@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import unwrap_model
 
 from onevision.model.onevision import OneVisionModel
+from onevision.model.split import sum_gradients
 from onevision.recipe import OptimizerRecipe, Recipe
 
 
@@ -104,10 +107,18 @@ def build_optimizer(
         if not getattr(part, "is_stub_optimizer", False):
             part.init_state_fn(part.optimizer, part.config)  # the state must exist before a first load
     config.finalize_model_grads_func = finalize_model_grads
+    if recipe.parallel.split_vision:
+        whole = [parameter for ddp in parts for parameter in unwrap_model(ddp).split_parameters()]
+        config.finalize_model_grads_func = partial(_finalize, whole)
     config.grad_scale_func = optimizer.scale_loss
     if recipe.performance.overlap_grad_reduce:  # only the last micro-batch of a step sends gradients
         config.no_sync_func = [ddp.no_sync for ddp in parts] if len(parts) > 1 else parts[0].no_sync
     return optimizer
+
+
+def _finalize(whole: Sequence[torch.nn.Parameter], *args: Any, **kwargs: Any) -> None:
+    finalize_model_grads(*args, **kwargs)
+    sum_gradients(whole)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerRecipe, steps: int) -> OptimizerParamScheduler:

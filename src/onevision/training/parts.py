@@ -46,6 +46,7 @@ def build_parts(recipe: Recipe, device: torch.device, *, initialize: bool = True
             last=place == len(layers) - 1,
             layers=layers[place],
             number=number if parallel.virtual_pipeline > 1 else None,
+            split_vision=parallel.split_vision,
         )
         model = OneVisionModel(architecture, config, modules, part)
         freeze(model, recipe.model.freeze)

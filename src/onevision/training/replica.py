@@ -7,7 +7,7 @@ only when an image is decoded (a damaged sample is not learned from) is thus kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import product
@@ -35,7 +35,7 @@ class Replica:
         """Whether this rank reads the batches; it is on the first stage."""
         return self.group is None or self.group.rank() == 0
 
-    def share(self, loader: PackLoader, first_step: int, last_step: int) -> Iterator[list[PackedBatch]]:
+    def share(self, loader: PackLoader, first_step: int, last_step: int) -> Generator[list[PackedBatch], None, None]:
         """The batches of steps first_step to last_step - 1 (from 0), on every rank. `patches` [P, 588] are empty on
         ranks behind the first stage.
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import re
+import secrets
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from typing import Any, TextIO
 import psutil
 
 from onevision.errors import Busy, InputError
-from onevision.files import read_json, storage_errors, write_json
+from onevision.files import read_json, read_record, storage_errors, write_json
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
 # of ranks, changes results by rounding only, and so does the backend: a run must be able to go on when the cluster
-# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide.
+# gives it other nodes, or with less memory (recompute). Precision and FP8 scaling decide. What follows a bad step
+# changes nothing before there is one, and then a person must be able to decide otherwise: what was done, and by which
+# threshold, stays in bad_steps.jsonl and in the rows of those steps.
 FREE_KEYS = (
     "name",
     "output",
@@ -37,6 +40,12 @@ FREE_KEYS = (
     "train.log_interval",
     "train.threads",
     "train.hang_seconds",
+    "train.on_divergence",
+    "train.spike_factor",
+    "train.spike_window",
+    "train.max_skipped_steps",
+    "train.rerun",
+    "train.deterministic",  # rounding, as the backend
     "train.peak_tflops",
     "data.workers",
     "data.prefetch_packs",
@@ -85,9 +94,14 @@ def open_run(recipe: Recipe, inputs: dict[str, str]) -> Path:
             if problem:
                 raise InputError(problem)
         else:
-            write_json(record, {"values": deciding_values(recipe), "inputs": inputs})
+            write_json(record, {"id": secrets.token_hex(8), "values": deciding_values(recipe), "inputs": inputs})
         save_recipe(recipe, run / "recipe.yaml")
     return run
+
+
+def run_id(run: Path) -> str:
+    """What tells a run from one that was in its folder before; empty for one that is older than these numbers."""
+    return str(read_json(run / "run.json").get("id", ""))
 
 
 def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> str | None:
@@ -100,7 +114,7 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
     record = Path(recipe.output) / "run.json"
     if not record.exists():
         return None
-    before = read_json(record)
+    before = read_record(record, values=dict, inputs=dict)
     # A run of an older version has no value for a key that is newer: it ran as the key's default does.
     values = deciding_values(Recipe()) | before["values"]
     changed = [

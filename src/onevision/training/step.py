@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,6 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from onevision.data.batch import PackedBatch
-from onevision.data.sources import Sources
-from onevision.errors import Diverged
 from onevision.model.attention import to_device
 from onevision.model.context import is_own, local_rows
 from onevision.training.flops import Work
@@ -72,6 +69,7 @@ class StepTotals:
     loss_sums: list[float]  # a category
     target_tokens: list[int]  # a category
     skipped: int
+    sample_ids: list[int]  # of all samples that the ranks were given
     stop: int  # the signal that some rank was sent, or 0
     real: Work  # the samples
     slots: Work  # the samples with the filling of their packs
@@ -101,6 +99,7 @@ def reduce_totals(
     mine = (
         by_category.tolist(),
         sum(batch.skipped for batch in counted),
+        [number for batch in counted for number in batch.sample_ids.tolist()],
         signum,
         [length for batch in counted for length in batch.sample_lengths.tolist()],
         [length for batch in counted for length in batch.cu_seqlens.diff().tolist()],
@@ -110,13 +109,14 @@ def reduce_totals(
     if dist.get_world_size() > 1:
         ranks = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, mine)
-    sums, skipped, signums, real, slots, patches = zip(*ranks, strict=True)
+    sums, skipped, ids, signums, real, slots, patches = zip(*ranks, strict=True)
     all_images = [entry for rank in patches for entry in rank]
     targets = [int(sum(values)) for values in zip(*(rank[1] for rank in sums), strict=True)]
     return StepTotals(
         loss_sums=[sum(values) for values in zip(*(rank[0] for rank in sums), strict=True)],
         target_tokens=targets,
         skipped=sum(skipped),
+        sample_ids=[number for rank in ids for number in rank],
         stop=max(signums),
         real=Work([entry for rank in real for entry in rank], all_images, sum(targets)),
         slots=Work([entry for rank in slots for entry in rank], all_images, sum(targets)),
@@ -129,15 +129,3 @@ def _reads() -> bool:
         and parallel_state.get_context_parallel_rank() == 0
         and parallel_state.get_pipeline_model_parallel_rank() == 0
     )
-
-
-def refuse_divergence(what: str, value: float, step: int, sources: Sources, batches: list[PackedBatch]) -> None:
-    """Stop a run whose loss or gradient is not a number, before the state that it spoils is saved.
-
-    Raises:
-        Diverged: with the ids of the batch's samples.
-    """
-    if not math.isfinite(value):
-        ids = [sources.sample_name(number) for batch in batches for number in batch.sample_ids.tolist()]
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise Diverged(f"step {step}: {what} is {value}; samples of the batch: {shown}")

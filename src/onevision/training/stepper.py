@@ -13,6 +13,7 @@ from onevision.model.onevision import OneVisionModel
 from onevision.recipe import Recipe
 from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel
 from onevision.training.step import forward_step
+from onevision.training.update import apply_update, gradient_norm
 
 
 def _unmarked(phase: str) -> None:
@@ -20,7 +21,8 @@ def _unmarked(phase: str) -> None:
 
 
 class Stepper:
-    """The model behind data parallelism, its optimizer and schedule: `compute`, then `update`, once a step.
+    """The model behind data parallelism, its optimizer and schedule. A step is `compute`, `gradient_norm`, `update`,
+    `advance`.
 
     `parts` is the model, or what this rank has of it: more than one with a virtual pipeline.
     `mark(phase)` is called where a phase of the step begins; see `onevision.training.timeline`.
@@ -61,11 +63,14 @@ class Stepper:
         )
         return losses
 
-    def update(self) -> float:
-        """Step of the optimizer; returns the norm of the gradients before they are clipped."""
+    def gradient_norm(self) -> float:
+        """Norm of the gradients, before they are clipped and before any weight is changed."""
         self.mark("optimizer")
-        _, norm, _ = self.optimizer.step()
-        return float(norm)
+        return gradient_norm(self.optimizer)
+
+    def update(self, norm: float) -> None:
+        """Step of the optimizer with gradients of this norm. Without it the step leaves no trace in the weights."""
+        apply_update(self.optimizer, norm)
 
     def advance(self) -> None:
         """One step of the schedule."""

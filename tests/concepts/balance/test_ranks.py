@@ -77,7 +77,7 @@ def test_any_number_of_ranks_leaves_the_same_bytes(recipe: Path, alone: Path, ra
 @pytest.mark.slow
 def test_killed_ranks_leave_what_a_rerun_goes_on_with(recipe: Path, alone: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "balanced", tmp_path / ".balanced.parts"
-    for parts in (1, 15, 30):
+    for parts in (1, 30):
         kill_after_parts(command(recipe, output, 2), work, parts)
         assert not output.exists()
         assert len(list(work.glob("part-*.json"))) >= parts

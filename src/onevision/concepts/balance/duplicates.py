@@ -45,7 +45,7 @@ def find_by_embedding(
     index: ConceptIndex, similarity: float, out: NDArray[np.int64], work: Path, ranks: Ranks
 ) -> NDArray[np.int64]:
     """Rows that are left out by their embedding, ascending, the rows `out` aside; the same on every rank."""
-    parts = [index.part(k) for k in range(index.parts)]
+    parts = [index.part(k, sealed=False) for k in range(index.parts)]
     first = np.concatenate([same_meaning.first_concepts(part.matches, part.concept) for part in parts])
     left = np.ones(len(first), bool)
     left[out] = False

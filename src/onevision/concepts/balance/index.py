@@ -74,14 +74,17 @@ class BalanceIndex:
         path = Path(folder) / FILE
         absent = "run `make balance`, or set data.balanced to its folder"
         with hdf5.opened(path, FORMAT_VERSION, absent, AGAIN) as file:
-            values: dict[str, Any] = {name: hdf5.mapped(path, file[name]) for name in COUNTS}
-            values |= hdf5.open_parts(path, file, list(COLUMNS))
+            values: dict[str, Any] = {
+                name: hdf5.mapped(path, hdf5.own(file, name, "<i8")) for name in COUNTS
+            }
+            values |= hdf5.open_parts(path, file, COLUMNS)
             values |= {name: str(file.attrs[name]) for name in STRINGS}
             values |= {name: int(file.attrs[name]) for name in ("samples", "concepts", "drawn")}
-            values["settings"] = json.loads(file.attrs["settings"])
+            values["settings"] = dict(json.loads(file.attrs["settings"]))
         index = cls(path=path, **values)
         lengths = {len(getattr(index, name)) for name in COUNTS}
-        if {len(index.weight), len(index.fate)} != {index.samples} or lengths != {index.concepts}:
+        fates = all(int(piece.max(initial=0)) <= SAME_IMAGES for piece in index.fate.pieces)
+        if {len(index.weight), len(index.fate)} != {index.samples} or lengths != {index.concepts} or not fates:
             raise DataError(f"{path} is damaged (its columns do not fit each other): {AGAIN}")
         return index
 

@@ -76,7 +76,7 @@ class _Header(tarfile.TarInfo):
 
     def _block(self, count: int) -> int:
         if count < 0:
-            raise tarfile.InvalidHeaderError(f"a size of {count} bytes")
+            raise tarfile.HeaderError(f"a size of {count} bytes")
         return super()._block(count)  # type: ignore[misc]
 
 
