@@ -190,11 +190,11 @@ def test_layouts_that_are_advised_need_what_is_said(recompute: str, kinds: set[s
 
 
 def test_only_layouts_that_can_be_are_advised() -> None:
-    recipe = of_8b({"tensor": 4})
-    total = memory_estimate(recipe, 4).total
-    found = smaller_layouts(recipe, A800, total, 4, None)  # no more ranks than these
+    recipe = of_8b({"tensor": 8})
+    total = memory_estimate(recipe, 8).total
+    found = smaller_layouts(recipe, A800, total, 8, None)  # no more ranks than these
     assert [settings for settings, _ in found] == ["parallel.sequence=true"]
-    assert smaller_layouts(of_8b({"tensor": 4, "sequence": True}), A800, total, 4, None) == []
+    assert smaller_layouts(of_8b({"tensor": 8, "sequence": True}), A800, total, 8, None) == []
     given = of_8b({"pipeline": 2, "stage_layers": [12, 24]}, "full")
     settings = [name for name, _ in smaller_layouts(given, A800, memory_estimate(given, 16).total, 16, None)]
     assert any(name.startswith("parallel.pipeline=4 parallel.stage_layers=[]") for name in settings)

@@ -115,7 +115,7 @@ def test_a_split_vision_tower_sends_image_tokens_and_gradients() -> None:
     divided = predicted(layout, gpus=8, batch=8)
     split = predict(stage(8, parallel={"tensor": 2, "split_vision": True}), layout, 8, A800, PACKS)
     language = 4 * 8192 * 4096 * 36 * 14 * 2 * 3 / 4
-    images = 4 * 9 * 550 * 2 * 4096 * 2 * 3 / 4
+    images = 4 * 9 * 550 * 4096 * 2 * 3 / 4
     counts = parameter_counts(PRESETS["8b"])
     vision = counts["vision"] + counts["adapter"]
     assert split.parts["tensor"] == pytest.approx((language + images + 8 * vision * 3 / 4) / (200e9 * 0.75))
@@ -163,12 +163,12 @@ def test_context_parallelism_shares_activations_and_state() -> None:
         assert four[name] == one[name]
     name = "activations of language"
     assert four[name] == pytest.approx(one[name] / 4)
-    # The fullest pack may be of images so large that a rank has a piece of each.
+    # The fullest pack may be of images so large that a rank has a piece of each; it uses the tokens of its own.
     name = "activations of vision and adapter"
-    assert four[name] == one[name]
+    assert four[name] == one[name] - (8192 - 2048) * 4096 * 2
     small = stage(128, data={"max_pixels": 200_704})  # 1,024 patches
     memory = predict(small, Layout(context=4, recompute="full"), 128, A800, PACKS).memory.parts
-    assert memory[name] == pytest.approx(one[name] * (32_768 / 4 + 4 * 1024) / 32_768, rel=0.01)
+    assert memory[name] == pytest.approx(one[name] * (32_768 / 4 + 4 * 1024) / 32_768, rel=0.02)
 
 
 def test_utilisation() -> None:

@@ -19,6 +19,7 @@ from onevision.model.context import image_share, local_rows, pieces
 from onevision.model.device import Ranks, runtime_context, start
 from onevision.model.onevision import WHOLE, OneVisionModel, Part, freeze
 from onevision.model.presets import PRESETS
+from onevision.model.split import deal_images
 from onevision.model.stages import StagePart, stage_layers, stage_parts
 from onevision.recipe import ModelRecipe, ParallelRecipe, Recipe, recipe_from
 from onevision.training.checkpoint_files import step_folder
@@ -55,7 +56,7 @@ def kept_bytes(
     """Bytes of the storages that an FP32 forward pass saves for its backward pass, without the parameters'."""
     device = start(ranks, 1, parallel=parallel)
     config = language_config(ARCHITECTURE, model_recipe, torch.float32, parallel=replace(parallel, pipeline=1))
-    model = OneVisionModel(ARCHITECTURE, config, part=part)
+    model = OneVisionModel(ARCHITECTURE, config, part=replace(part, split_vision=parallel.split_vision))
     freeze(model, model_recipe.freeze)
     model.train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -111,7 +112,7 @@ def of_the_cpu(
         layer += (k * (not batch.keys) + (q + k) * trained + q * trained + 2 * language.ffn_hidden_size) / tensor
         extra += 4 * batch.tokens * layer * part.layers
         if part.first and "vision" not in model_recipe.freeze:
-            row = 2 * vision.hidden_size / tensor + vision.head_dim
+            row = 2 * vision.hidden_size / (1 if parallel.split_vision else tensor) + vision.head_dim
             extra += 4 * (batch.patches + batch.images) * row * vision.num_layers
     else:
         extra += 2 * (batch.tokens * language.head_dim + (batch.patches + batch.images) * vision.head_dim * part.first)
@@ -150,6 +151,7 @@ LAYOUTS = {
     "tensor": ParallelRecipe(tensor=2),
     "sequence": ParallelRecipe(tensor=2, sequence=True),
     "context": ParallelRecipe(context=2),
+    "split vision": ParallelRecipe(tensor=2, split_vision=True),
 }
 RECOMPUTE = ("none", "full")
 
@@ -175,6 +177,9 @@ def test_ranks_that_share_a_model_keep_what_is_said(layout: str, tmp_path: Path)
             # Pieces that begin inside a sample have a mask on a CPU.
             cut = own.key_lengths > own.lengths
             masks = 4 * int((own.lengths * own.key_lengths)[cut].sum()) * ARCHITECTURE.language.num_layers
+        elif parallel.split_vision:
+            images = deal_images(torch.tensor(GRIDS).prod(1), 2)[rank]
+            batch = replace(BATCH, patches=128, images=len(images))  # the large one, or the two small ones
         kept = json.loads((tmp_path / str(rank)).read_text())
         for recompute, measured in zip(RECOMPUTE, kept, strict=True):
             model = ModelRecipe(preset="tiny", recompute=recompute)

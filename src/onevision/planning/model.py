@@ -229,12 +229,10 @@ def _communication(
         passes = 8 + 2 * ("language" not in model.freeze) + 4 * again
         sent = tokens * language.hidden_size * stage.layers * passes
         images = layout.micro_batch / context * image_copies(packs, layout.micro_batch, context)
-        seen = "vision" not in model.freeze
-        if recipe.parallel.split_vision:  # gathered, and their gradients scattered
-            gathered = packs.patches / SPATIAL_MERGE_SIZE**2 * (1 + (seen or "adapter" not in model.freeze))
-            sent += images * gathered * language.hidden_size * stage.first
+        if recipe.parallel.split_vision:  # gathered; a rank has the gradients of all and takes its own
+            sent += images * packs.patches / SPATIAL_MERGE_SIZE**2 * language.hidden_size * stage.first
         else:
-            passes = 4 + (4 + 4 * again) * seen
+            passes = 4 + (4 + 4 * again) * ("vision" not in model.freeze)
             sent += images * packs.rows * vision.hidden_size * vision.num_layers * passes * stage.first
         amount = ELEMENT * sent * (tensor - 1) / tensor
         terms.append(Term("tensor", "gathered and scattered states", amount, "B", *_nvlink(gpu), micro_batches))

@@ -26,7 +26,8 @@ Activations kept for the backward pass, of parts that it passes through (those t
     a vision layer     R*(4h*e + (e*(6h + 2f) + 4*heads)/t), as above with a plain MLP and no norms of q and k; it has
                        no sequence parallelism
     begin of vision    e*(588*P + h*R)
-    adapter            e*(h*P*(2 + 2/t) + H*P/4); not trained, e*(h*P*(1 + 1/t) + H*P/4)
+    adapter            e*(h*P*(2 + 2/t) + H*P/4); not trained, e*(h*P*(1 + 1/t) + H*P/4); of its H*P/4 what the rank's
+                       tokens have room for
 
 `model.recompute=full` keeps the input of each block of `recompute_layers` layers (T*e*H/s, R*e*h), and during the
 backward pass one whole block. `selective` with core_attn gains nothing but the log-sums of attention: what it would
@@ -43,7 +44,7 @@ in the memory of the first rank's host (12*n bytes), not on a GPU.
 How ranks share a model:
 
     tensor             N / t (norms and biases, which each rank has whole, are below 1 %), activations as above
-      split_vision     vision and adapter as with t = 1, for P/t patches and one image more, as images stay whole; the
+      split_vision     vision and adapter as with t = 1, for P/t patches and one image more at most (model/split.py); the
                        tokens of all images on each rank
     context (C ranks)  T/C tokens. Of keys and values, which ranks exchange, 2k a token instead of k for each token that
                        a rank's two chunks see: T/C and what is before them in two samples, at most T + T/2C. Images are
@@ -187,7 +188,7 @@ def kept_activations(
         vision_block = layer * min(block, vision.num_layers) if full else 0.0
     if part.first and (trained["vision"] or trained["adapter"]):
         inputs = 2 if trained["adapter"] else 1  # the norm's and GELU's; if trained, those of the two products
-        image_tokens = patches / PATCHES_PER_TOKEN * (tensor / split)
+        image_tokens = min(tokens, patches / PATCHES_PER_TOKEN * (tensor / split))
         kept_vision += element * (inputs * h * patches * (1 + 1 / split) + hidden * image_tokens)
     return Kept(kept_vision, kept_language, vision_block, language_block)
 
