@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError, OneVisionError
-from onevision.model.layout import training_problems
-from onevision.recipe import Recipe
+from onevision.model.layout import architecture_problems, training_problems
+from onevision.model.presets import PRESETS
+from onevision.recipe import ParallelRecipe, Recipe, layout_problems
 from onevision.training.inputs import check_inputs, input_names, input_paths
 from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
 from onevision.training.run import conflict
@@ -81,10 +83,10 @@ def preflight(
         *time_problems(site, minutes or site.minutes),
     ]
     notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
-    if site.gpu_memory_gb:
+    if site.gpu_memory_gb and not architecture_problems(recipe, PRESETS[recipe.model.preset]):
         patches = max((packs.most_patches for packs in inputs.packs), default=None)
         estimate = memory_estimate(recipe, ranks, patches)
-        problems += memory_problems(recipe, site, estimate)
+        problems += memory_problems(recipe, site, estimate, ranks, patches)
         notes += estimate.lines()
     if site.scheduler == "slurm":
         try:
@@ -183,8 +185,10 @@ def disk_problems(recipe: Recipe, size: int) -> list[str]:
     ]
 
 
-def memory_problems(recipe: Recipe, site: Site, estimate: MemoryEstimate) -> list[str]:
-    """More memory than a GPU has, by the estimate."""
+def memory_problems(
+    recipe: Recipe, site: Site, estimate: MemoryEstimate, ranks: int, patches: int | None
+) -> list[str]:
+    """More memory than a GPU has, by the estimate for `ranks` ranks and packs of at most so many patches."""
     if estimate.total <= site.gpu_memory_gb * 1e9:
         return []
     model, train = recipe.model, recipe.train
@@ -195,13 +199,50 @@ def memory_problems(recipe: Recipe, site: Site, estimate: MemoryEstimate) -> lis
         knobs.append(f"lower model.recompute_layers={model.recompute_layers}")
     if train.micro_batch_size > 1:
         knobs.append(f"lower train.micro_batch_size={train.micro_batch_size}")
-    knobs.append(f"raise parallel.tensor={recipe.parallel.tensor} (no part of this version)")
+    layouts = smaller_layouts(recipe, site, estimate.total, ranks, patches)
+    knobs += [f"set {settings} (about {_gb(total)})" for settings, total in layouts]
     part = max(estimate.parts, key=lambda name: estimate.parts[name])
     return [
         f"a GPU needs about {_gb(estimate.total)} at its fullest ({estimate.moment}; the largest part is {part}, "
         f"{_gb(estimate.parts[part])}) and the {site.gpu_type or 'GPU'} of site {site.name} has "
-        f"{site.gpu_memory_gb:g} GB: {', '.join(knobs)}, or use larger GPUs"
+        f"{site.gpu_memory_gb:g} GB: {', '.join([*knobs, 'or use larger GPUs'])}"
     ]
+
+
+def smaller_layouts(
+    recipe: Recipe, site: Site, total: float, ranks: int, patches: int | None
+) -> list[tuple[str, float]]:
+    """Ways to share a model among more of the ranks that need less than `total` bytes, and what they need: of each
+    kind the first that fits, else the largest that the model, the packs and the number of ranks allow."""
+    parallel, found = recipe.parallel, []
+    for kind in ("sequence", "tensor", "context", "pipeline"):
+        best: tuple[str, float] | None = None
+        for changes in _larger(parallel, kind, site.ranks_per_node):
+            laid = replace(recipe, parallel=replace(parallel, **changes))
+            if architecture_problems(laid, PRESETS[recipe.model.preset]) or layout_problems(laid, ranks):
+                continue
+            needed = memory_estimate(laid, ranks, patches).total
+            if needed < (best[1] if best else 0.9 * total):  # less than a tenth helps nobody
+                named = (f"parallel.{key}={str(value).lower()}" for key, value in changes.items())
+                best = " ".join(named), needed
+            if needed <= site.gpu_memory_gb * 1e9:
+                break
+        if best:
+            found.append(best)
+    return found
+
+
+def _larger(parallel: ParallelRecipe, kind: str, ranks_per_node: int) -> list[dict[str, Any]]:
+    """Changes of `parallel` of one kind, the smallest first: powers of two of what it is, tensor ranks in a node."""
+    if kind == "sequence":
+        return [{"sequence": True}] if parallel.tensor > 1 and not parallel.sequence else []
+    size = getattr(parallel, kind)
+    sizes = [size * 2**power for power in range(1, 7)]
+    if kind == "tensor":
+        return [{"tensor": more, "sequence": True} for more in sizes if more <= ranks_per_node]
+    if kind == "pipeline" and parallel.stage_layers:
+        return [{"pipeline": more, "stage_layers": []} for more in sizes]
+    return [{kind: more} for more in sizes]
 
 
 def partition_problems(site: Site, nodes: int, partition: Partition, minutes: int) -> list[str]:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.preflight import partition_problems, preflight, time_problems, waiting_keys
+from jobs.preflight import partition_problems, preflight, smaller_layouts, time_problems, waiting_keys
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError
 from onevision.model.presets import PRESETS
-from onevision.recipe import Recipe
+from onevision.recipe import Recipe, recipe_from
 from onevision.training.checkpoint_files import CHECKPOINT_FILE, commit, step_folder
 from onevision.training.inputs import open_inputs
-from onevision.training.memory import checkpoint_bytes
+from onevision.training.memory import checkpoint_bytes, memory_estimate
 from onevision.training.run import open_run
 from tests.training.conftest import data_values, make_recipe, recipe_values
 
@@ -153,9 +153,58 @@ def test_memory_names_the_knobs_that_help(make_recipe: MakeRecipe) -> None:
     big = [line for line in preflight(recipe, A800, nodes=2).problems if line.startswith("a GPU needs")]
     assert len(big) == 1
     assert "A800 of site a800 has 85.9 GB: set model.recompute=full (is none), lower train.micro_batch_size=2" in big[0]
+    assert ", set parallel.tensor=2 parallel.sequence=true (about 83.3 GB), set parallel.context=8 (about" in big[0]
+    assert big[0].endswith("GB), or use larger GPUs")
     assert not any("a GPU needs" in line for line in preflight(recipe, replace(A800, gpu_memory_gb=0), 2).problems)
     roomy = replace(A800, gpu_memory_gb=500)
     assert not any("a GPU needs" in line for line in preflight(recipe, roomy, 2).problems)
+
+
+def of_8b(parallel: dict[str, object], recompute: str = "none") -> Recipe:
+    return recipe_from(
+        {
+            "model": {"preset": "8b", "recompute": recompute},
+            "train": {"global_batch_size": 16},
+            "data": {"max_pixels": 200_704},
+            "parallel": parallel,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("recompute", "kinds"), [("none", {"tensor", "context"}), ("full", {"tensor", "pipeline"})]
+)  # what context ranks share is little with recomputation, what many micro-batches keep on the first stage much without
+def test_layouts_that_are_advised_need_what_is_said(recompute: str, kinds: set[str]) -> None:
+    recipe = of_8b({}, recompute)
+    total = memory_estimate(recipe, 16).total
+    found = dict(smaller_layouts(recipe, A800, total, 16, None))
+    assert all(size < 0.9 * total for size in found.values())
+    assert {settings.partition("=")[0].removeprefix("parallel.") for settings in found} == kinds
+    for settings, size in found.items():
+        overrides = dict(part.removeprefix("parallel.").split("=") for part in settings.split())
+        parallel = {key: True if value == "true" else int(value) for key, value in overrides.items()}
+        assert memory_estimate(of_8b(parallel, recompute), 16).total == size <= A800.gpu_memory_gb * 1e9
+        half = {key: value // 2 if key in kinds else value for key, value in parallel.items()}
+        if any(half[key] > 1 for key in kinds & half.keys()):  # it is the first that fits
+            assert memory_estimate(of_8b(half, recompute), 16).total > A800.gpu_memory_gb * 1e9
+
+
+def test_only_layouts_that_can_be_are_advised() -> None:
+    recipe = of_8b({"tensor": 8})
+    total = memory_estimate(recipe, 8).total
+    found = smaller_layouts(recipe, A800, total, 8, None)  # no more ranks than these
+    assert [settings for settings, _ in found] == ["parallel.sequence=true"]
+    assert smaller_layouts(of_8b({"tensor": 8, "sequence": True}), A800, total, 8, None) == []
+    given = of_8b({"pipeline": 2, "stage_layers": [12, 24]}, "full")
+    settings = [name for name, _ in smaller_layouts(given, A800, memory_estimate(given, 16).total, 16, None)]
+    assert any(name.startswith("parallel.pipeline=4 parallel.stage_layers=[]") for name in settings)
+
+
+def test_a_layout_that_cannot_be_is_told_without_its_memory(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(global_batch_size=16, parallel={"pipeline": 2, "stage_layers": [3]})
+    check = preflight(recipe, A800, nodes=2)
+    assert any("parallel.stage_layers=[3]: give 2 numbers" in problem for problem in check.problems)
+    assert not any("GPU" in note for note in check.notes)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from onevision.model.layout import architecture_problems, training_problems
-from onevision.model.presets import PRESETS
-from onevision.planning.layouts import Layout, laid_out, layouts, refusal, trainable
-from onevision.recipe import layout_problems
+from onevision.model.layout import start_problems, training_problems
+from onevision.planning.layouts import Layout, laid_out, layouts, refusal
 from tests.planning.common import stage
 
 
@@ -15,20 +13,18 @@ def test_every_divisor_is_there_once() -> None:
     assert {layout.pipeline for layout in found} == {1, 2, 4, 8, 16}
     assert {layout.tensor for layout in found} == {layout.context for layout in found} == {1, 2, 4, 8}
     assert all(16 % layout.model_ranks == 0 for layout in found)
+    assert {layout.virtual_pipeline for layout in found if layout.pipeline > 1} == {1, 2, 4}
+    assert {layout.virtual_pipeline for layout in found if layout.pipeline == 1} == {1}
 
 
 def test_what_is_refused_is_what_training_refuses() -> None:
     recipe, gpus = stage(batch=48), 24
     kinds = set()
     for layout in layouts(gpus):
-        if layout.context > 1:
-            continue
         laid = laid_out(recipe, layout)
-        problems = layout_problems(laid, gpus) + architecture_problems(laid, PRESETS["8b"])
+        problems = [problem for problem in training_problems(laid, gpus) if problem not in start_problems(laid)]
         assert bool(refusal(recipe, layout, gpus)) == bool(problems), layout
         kinds.add(bool(problems))
-        if trainable(recipe, layout) and not problems:
-            assert not training_problems(laid, gpus)
     assert kinds == {True, False}
 
 
@@ -40,7 +36,16 @@ def test_context_parallelism_shares_the_batch_among_fewer() -> None:
     assert "tokens of a pack" in refusal(odd, Layout(context=4), 32)
 
 
-def test_only_data_parallel_layouts_are_trained_so_far() -> None:
-    recipe = stage()
-    assert trainable(recipe, Layout(micro_batch=4, recompute="full"))
-    assert not any(trainable(recipe, layout) for layout in (Layout(tensor=2), Layout(pipeline=2), Layout(context=2)))
+def test_interleaved_stages_need_micro_batches_by_the_stage() -> None:
+    assert not refusal(stage(batch=16), Layout(pipeline=4, virtual_pipeline=3), 16)  # 4 micro-batches
+    assert "with VP" in refusal(stage(batch=8), Layout(pipeline=4, virtual_pipeline=3), 16)
+    assert "layers" in refusal(stage(batch=16), Layout(pipeline=16, virtual_pipeline=4), 16)
+
+
+def test_a_recipe_has_the_whole_layout() -> None:
+    recipe = stage(parallel={"tensor": 4, "split_vision": True, "pipeline": 2, "stage_layers": [12, 24]})
+    parallel = laid_out(recipe, Layout(tensor=2, pipeline=4, context=8, virtual_pipeline=3)).parallel
+    assert (parallel.tensor, parallel.pipeline, parallel.context, parallel.virtual_pipeline) == (2, 4, 8, 3)
+    assert parallel.sequence and parallel.split_vision and not parallel.stage_layers
+    alone = laid_out(recipe, Layout()).parallel
+    assert not alone.sequence and not alone.split_vision

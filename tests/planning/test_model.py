@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from onevision.model.presets import PRESETS
+from onevision.model.stages import stage_layers
 from onevision.planning.hardware import GPUS, Gpu, with_figures
 from onevision.planning.layouts import Layout, laid_out
 from onevision.planning.model import Prediction, predict
-from onevision.training.memory import memory_estimate
+from onevision.training.memory import memory_estimate, parameter_counts
 from tests.planning.common import PACKS, stage
 
 A800 = GPUS["a800"]
@@ -63,25 +65,69 @@ def test_a_bubble_is_one_micro_batch_of_every_other_stage() -> None:
     assert many.bubble == pytest.approx(four.bubble)
 
 
+def test_vision_and_head_are_on_the_stages_at_the_ends() -> None:
+    """A step lasts as its slowest stage, which the layers of each are chosen to make fast."""
+    layout = Layout(pipeline=4, recompute="full")
+    recipe = stage(64)
+    layers = stage_layers(laid_out(recipe, layout), PRESETS["8b"])
+    found = predict(recipe, layout, 4, A800, PACKS)
+    whole = predicted(gpus=1, batch=64)
+    products = whole.parts["products"]
+    head = sum(term.seconds for term in whole.terms if term.what == "head")
+    slowest = found.parts["products"]
+    options = [count / 36 * (products - head) + head * (place == 3) for place, count in enumerate(layers)]
+    assert any(slowest == pytest.approx(option) for option in options)
+    assert layers[0] < max(layers) and sum(layers) == 36
+    even = predict(recipe, replace(layout, recompute="none"), 4, A800, PACKS)
+    assert even.seconds < found.seconds
+
+
+def test_more_parts_a_stage_are_smaller_bubbles_and_more_messages() -> None:
+    """Layers divide into the parts of each stage as into the stages, but for the rounding of one layer."""
+    plain = predicted(Layout(pipeline=2, recompute="full"), gpus=2, batch=16)
+    virtual = predicted(Layout(pipeline=2, virtual_pipeline=2, recompute="full"), gpus=2, batch=16)
+    assert virtual.bubble == pytest.approx(plain.bubble / 2, rel=0.1)
+    assert virtual.parts["pipeline"] == pytest.approx(2 * plain.parts["pipeline"])
+
+
 def test_tensor_and_context_parallelism_divide_the_work_and_talk() -> None:
     one = predicted(gpus=8, batch=8)
     tensor = predicted(Layout(tensor=4, recompute="full"), gpus=8, batch=8)
     context = predicted(Layout(context=4, recompute="full"), gpus=8, batch=8)
     for other in (tensor, context):  # a quarter of a pack's work, four times as many packs
         assert other.parts["products"] == pytest.approx(one.parts["products"])
-        assert other.parts["vision"] == pytest.approx(one.parts["vision"])
+    assert tensor.parts["vision"] == pytest.approx(one.parts["vision"])
+    copies = 1 + 550 / 1024 * 3 / 4  # chunks of 1,024 tokens, images of 550
+    assert context.parts["vision"] == pytest.approx(copies * one.parts["vision"])
+    assert context.hardware_flops > one.hardware_flops
     language = 8192 * 4096 * 36 * 14 * 2 * 3 / 4
-    vision = 9 * 2201 * 1024 * 24 * 14 * 2 * 3 / 4
+    vision = 9 * 2201 * 1024 * 24 * 12 * 2 * 3 / 4
     assert tensor.parts["tensor"] == pytest.approx(4 * (language + vision) / (200e9 * 0.75))
     assert tensor.parts["context"] == 0
-    keys = 2 * 8192 / 4 * 3 * 2 * 1024 * 36 * 4 / (200e9 * 0.75)
-    assert context.parts["context"] == pytest.approx(4 * keys - context.parts["attention"])
+    keys = 3 * 8192 / 4 * 3 * 2 * 1024 * 36 * 2 / (200e9 * 0.75)  # gathered, gathered again, their gradients scattered
+    assert context.parts["context"] == pytest.approx(4 * keys)
+    patches = 9 * 2200 * 588 * 4
+    assert context.parts["data"] == pytest.approx(4 * patches * (1 / 20e9 + 1 / (200e9 * 0.75)))
+
+
+def test_a_split_vision_tower_sends_image_tokens_and_gradients() -> None:
+    layout = Layout(tensor=4, recompute="full")
+    divided = predicted(layout, gpus=8, batch=8)
+    split = predict(stage(8, parallel={"tensor": 2, "split_vision": True}), layout, 8, A800, PACKS)
+    language = 4 * 8192 * 4096 * 36 * 14 * 2 * 3 / 4
+    images = 4 * 9 * 550 * 4096 * 2 * 3 / 4
+    counts = parameter_counts(PRESETS["8b"])
+    vision = counts["vision"] + counts["adapter"]
+    assert split.parts["tensor"] == pytest.approx((language + images + 8 * vision * 3 / 4) / (200e9 * 0.75))
+    assert split.parts["vision"] == pytest.approx(divided.parts["vision"])
+    assert split.parts["element-wise"] < divided.parts["element-wise"] * 1.1
+    assert split.parts["optimizer"] > divided.parts["optimizer"]
 
 
 def test_frozen_weights_need_no_gathered_inputs() -> None:
     layout, freeze = Layout(tensor=4), ["language", "vision"]
     frozen = predict(stage(8, model={"preset": "8b", "freeze": freeze}), layout, 8, A800, PACKS)
-    language, vision = 8192 * 4096 * 36 * 8, 9 * 2201 * 1024 * 24 * 4
+    language, vision = 8192 * 4096 * 36 * 8, 9 * 2201 * 1024 * 24 * 4  # vision is frozen: forward alone
     assert frozen.parts["tensor"] == pytest.approx(4 * (language + vision) * 2 * 3 / 4 / (200e9 * 0.75))
     trained = predicted(layout, gpus=8, batch=8)
     assert frozen.parts["products"] == pytest.approx(trained.parts["products"] * 2 / 3)
@@ -115,8 +161,14 @@ def test_context_parallelism_shares_activations_and_state() -> None:
     one, four = predicted().memory.parts, predicted(Layout(context=4, recompute="full")).memory.parts
     for name in ("weights (BF16)", "gradients (FP32)", "optimizer state, 1/128 of it"):
         assert four[name] == one[name]
-    for name in ("activations of language", "activations of vision and adapter"):
-        assert four[name] == pytest.approx(one[name] / 4)
+    name = "activations of language"
+    assert four[name] == pytest.approx(one[name] / 4)
+    # The fullest pack may be of images so large that a rank has a piece of each; it uses the tokens of its own.
+    name = "activations of vision and adapter"
+    assert four[name] == one[name] - (8192 - 2048) * 4096 * 2
+    small = stage(128, data={"max_pixels": 200_704})  # 1,024 patches
+    memory = predict(small, Layout(context=4, recompute="full"), 128, A800, PACKS).memory.parts
+    assert memory[name] == pytest.approx(one[name] * (32_768 / 4 + 4 * 1024) / 32_768, rel=0.02)
 
 
 def test_utilisation() -> None:

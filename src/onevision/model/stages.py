@@ -7,12 +7,30 @@ and each of them through a part that is not trained without the product that is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from onevision.model.presets import SPATIAL_MERGE_SIZE, Architecture
 from onevision.model.sizes import parameters
 from onevision.recipe import Recipe
 
 IMAGE_SHARE = 0.6  # of a pack's tokens, as in the published mixture of stage 1.5 (onevision.planning.published)
 TARGET_SHARE = 0.25  # of a pack's tokens; the head is computed for no others
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """Language layers of a part of the model, whether it has vision and the embedding (first), and the head (last)."""
+
+    layers: int
+    first: bool
+    last: bool
+
+
+def stage_parts(recipe: Recipe, architecture: Architecture) -> list[list[StagePart]]:
+    """The parts of each stage of the pipeline, in the order of the layers."""
+    layers, pipeline = stage_layers(recipe, architecture), recipe.parallel.pipeline
+    parts = [StagePart(count, place == 0, place == len(layers) - 1) for place, count in enumerate(layers)]
+    return [parts[stage::pipeline] for stage in range(pipeline)]
 
 
 def stage_layers(recipe: Recipe, architecture: Architecture) -> list[int]:

@@ -67,7 +67,7 @@ class Gpu:
 SHARE = "share"
 _SHEET = "data sheet"
 _DECODE = Figure(150, "images/s", "measured on one core of an AMD EPYC: benchmarks/results/images.json")
-_OVERLAP = Figure(0.0, SHARE, "training/optimizer.py turns no overlap on; nor do the released scripts")
+_OVERLAP = Figure(0.0, SHARE, "none in the released scripts; what performance.overlap_… hide is not measured")
 _WAITING = Figure(0.05, SHARE, "assumed; dealing alone leaves 3 % with packs bounded in cost: benchmarks/results")
 _NVLINK_USE = Figure(0.75, SHARE, "assumed")
 _NETWORK_USE = Figure(0.80, SHARE, "assumed; what a health check asks of good nodes: sbatch/clusters")

@@ -1,4 +1,7 @@
-"""Every way to spread a recipe over GPUs: tensor, pipeline and context parallelism, micro-batch, recompute."""
+"""Every way to spread a recipe over GPUs: tensor, pipeline and context parallelism, micro-batch, recompute.
+
+With tensor parallelism goes sequence parallelism: it sends as much and keeps less.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,22 @@ from dataclasses import dataclass, replace
 from onevision.model.layout import architecture_problems
 from onevision.model.presets import PRESETS
 from onevision.planning.hardware import GPUS_PER_NODE
-from onevision.recipe import Recipe, layout_problems
+from onevision.recipe import ParallelRecipe, Recipe, layout_problems
 
 MICRO_BATCHES = (1, 2, 4)
 RECOMPUTE = ("none", "selective", "full")
+VIRTUAL = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks that share every layer, the layers, and the tokens of a pack; packs a forward pass; what is recomputed."""
+    """Ranks that share every layer, the layers, and the tokens of a pack; parts of the model a stage; packs a forward
+    pass; what is recomputed."""
 
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
+    virtual_pipeline: int = 1
     micro_batch: int = 1
     recompute: str = "none"
 
@@ -41,17 +47,26 @@ def layouts(gpus: int) -> Iterator[Layout]:
     inside = [size for size in sizes if size <= GPUS_PER_NODE]
     for tensor, pipeline, context in itertools.product(inside, sizes, inside):
         if gpus % (tensor * pipeline * context) == 0:
-            for micro_batch, recompute in itertools.product(MICRO_BATCHES, RECOMPUTE):
-                yield Layout(tensor, pipeline, context, micro_batch, recompute)
+            virtual = VIRTUAL if pipeline > 1 else (1,)
+            for choice in itertools.product(virtual, MICRO_BATCHES, RECOMPUTE):
+                yield Layout(tensor, pipeline, context, *choice)
 
 
 def laid_out(recipe: Recipe, layout: Layout) -> Recipe:
-    """The recipe with the layout's values; context parallelism is no part of a recipe yet."""
+    """The recipe with the layout's values. `parallel.split_vision` stays where it means something."""
+    parallel = ParallelRecipe(
+        tensor=layout.tensor,
+        sequence=layout.tensor > 1,
+        context=layout.context,
+        pipeline=layout.pipeline,
+        virtual_pipeline=layout.virtual_pipeline,
+        split_vision=recipe.parallel.split_vision and layout.tensor > 1,
+    )
     return replace(
         recipe,
         model=replace(recipe.model, recompute=layout.recompute),
         train=replace(recipe.train, micro_batch_size=layout.micro_batch),
-        parallel=replace(recipe.parallel, tensor=layout.tensor, pipeline=layout.pipeline),
+        parallel=parallel,
     )
 
 
@@ -59,14 +74,7 @@ def refusal(recipe: Recipe, layout: Layout, gpus: int) -> str:
     """Why the layout cannot be, in a few words that many layouts share; empty if it can."""
     laid = laid_out(recipe, layout)
     if architecture_problems(laid, PRESETS[recipe.model.preset]):
-        return "heads, groups or layers are not divided"
-    if recipe.data.sequence_length % (2 * layout.context * layout.tensor) and layout.context * layout.tensor > 1:
-        return "the tokens of a pack are not divided"
-    if layout_problems(laid, gpus // layout.context):
-        return "the global batch is not a multiple of micro-batch x data-parallel ranks"
+        return "heads, groups, layers or the tokens of a pack are not divided"
+    if layout_problems(laid, gpus):
+        return "the global batch is not a multiple of micro-batch x data-parallel ranks (x stages, with VP)"
     return ""
-
-
-def trainable(recipe: Recipe, layout: Layout) -> bool:
-    """Whether this version trains it: tensor, pipeline and context parallelism are planned."""
-    return not architecture_problems(laid_out(recipe, layout), PRESETS[recipe.model.preset])

@@ -1,29 +1,36 @@
 """Time of a step and memory of a GPU, predicted for one layout. Every time is an amount of work over a rate.
 
 A step of M micro-batches on P pipeline stages takes M times the slowest stage's micro-batch, once every other stage's
-(the bubble of the 1F1B schedule), then the data-parallel communication that is not hidden, and the optimizer.
+(the bubble of the 1F1B schedule, in which the pipeline fills and drains; with V parts a stage 1/V of it, and V times
+the messages between stages), then the data-parallel communication that is not hidden, and the optimizer.
 Tensor parallelism comes with sequence parallelism: an all-gather or reduce-scatter of the hidden states four times a
-layer forward, six times backward (twice for the gradients of the weights: their inputs are gathered again). Context
-parallelism hands keys and values around, hidden behind attention as far as that lasts; images are spread likewise.
-Neither is in the training code yet. Ranks are placed as Megatron places them: tensor, context, data, pipeline.
+layer forward, six times backward (twice for the gradients of the weights: their inputs are gathered again). The vision
+tower has none: two all-reduces a layer forward, two backward. With `parallel.split_vision` it has a share of the images
+instead, whose tokens are gathered; the gradients of its weights are summed over the tensor-parallel ranks.
+Context parallelism gathers keys and values of all ranks before attention, and scatters the sums of their gradients
+after it (model/attention.py), hidden behind nothing; an image is computed on every rank that has some of its tokens.
+One rank of a copy of the model copies the patches to its GPU and sends them to the others of the first stage.
+Ranks are placed as Megatron places them: tensor, context, data, pipeline.
 
-Left out: launches of kernels, and that products of fewer tokens or columns reach less of the peak, so small shares of
-a pack (large TP x CP) look better than they are; checkpoints; a pack that costs more than the mean other than by
-`waiting`.
+Left out: what embedding and head send with tensor parallelism (1 % of the layers'); launches of kernels, and that
+products of fewer tokens or columns reach less of the peak, so small shares of a pack (large TP x CP) look better than
+they are; checkpoints; a pack that costs more than the mean other than by `waiting`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onevision.model.presets import PRESETS
+from onevision.model.presets import PRESETS, SPATIAL_MERGE_SIZE
+from onevision.model.sizes import parameters
+from onevision.model.stages import StagePart, stage_parts
 from onevision.planning.hardware import GPUS_PER_NODE, Gpu
 from onevision.planning.layouts import Layout, laid_out
 from onevision.planning.work import (
     ELEMENT,
     Packs,
-    StagePart,
     copied_bytes,
+    image_copies,
     memory_bytes,
     pack_work,
     stage_parameters,
@@ -47,7 +54,7 @@ PARTS = (
 )
 
 _REST = {
-    "bubble": "one micro-batch of every other stage",
+    "bubble": "one micro-batch of every other stage, over the parts of a stage",
     "waiting": "its share of the computation of the slowest stage",
     "data": "patches copied from the host; decoding that takes longer than the step",
 }
@@ -135,30 +142,34 @@ def predict(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs) -
     architecture = PRESETS[recipe.model.preset]
     data_ranks = layout.data_ranks(gpus)
     micro_batches = recipe.train.global_batch_size // (layout.micro_batch * data_ranks)
-    layers = architecture.language.num_layers / layout.pipeline
-    last = layout.pipeline - 1
-    stages = [StagePart(layers, first=index == 0, last=index == last) for index in range(layout.pipeline)]
-    costs = []
-    for stage in stages:
-        computed = _computation(laid, layout, gpu, packs, stage, micro_batches)
-        costs.append(computed + _communication(laid, layout, gpus, gpu, packs, stage, micro_batches, computed))
-    times = [sum(term.seconds for term in terms) / micro_batches for terms in costs]
-    slowest = max(range(len(times)), key=times.__getitem__)
+    stages = [
+        StagePart(sum(part.layers for part in parts), parts[0].first, parts[-1].last)
+        for parts in stage_parts(laid, architecture)
+    ]
+    costs = {
+        stage: _computation(laid, layout, gpu, packs, stage, micro_batches)
+        + _communication(laid, layout, gpus, gpu, packs, stage, micro_batches)
+        for stage in set(stages)
+    }
+    times = {stage: sum(term.seconds for term in terms) / micro_batches for stage, terms in costs.items()}
+    slowest = max(stages, key=times.__getitem__)
     # The gradients of the fullest stage are the last to arrive, whichever stage is the slowest.
-    fullest = max(stages, key=lambda stage: stage_parameters(architecture, laid.model, stage)[1])
+    fullest = max(stages, key=lambda stage: stage_parameters(architecture, laid.model, stage, laid.parallel)[1])
     terms = costs[slowest] + _step_end(laid, layout, gpus, gpu, fullest)
     computing = micro_batches * times[slowest]
     work = pack_work(architecture, packs, laid.model)
     hardware = sum(work.linear.values()) + sum(work.attention.values())
+    again = image_copies(packs, layout.micro_batch, layout.context) - 1
+    hardware += again * (work.linear["vision"] + work.attention["vision"] + work.linear["adapter"])
     batch = recipe.train.global_batch_size
     most = packs.most_patches or recipe.data.max_patches or None
     return Prediction(
         layout,
-        memory_estimate(laid, gpus, most, context=layout.context),
+        memory_estimate(laid, gpus, most),
         tuple(terms),
-        bubble=sum(times) - times[slowest],
+        bubble=(sum(times[stage] for stage in stages) - times[slowest]) / layout.virtual_pipeline,
         waiting=gpu.waiting.value * computing if data_ranks > 1 else 0.0,
-        data=_exposed_data(recipe, layout, gpu, packs, micro_batches, computing),
+        data=_exposed_data(laid, layout, gpu, packs, micro_batches, computing),
         tokens=batch * packs.samples * packs.sample_tokens,
         model_flops=batch * work.model,
         hardware_flops=batch * hardware,
@@ -173,7 +184,9 @@ def _computation(
     """What a rank of the stage does in every micro-batch of a step."""
     architecture, model = PRESETS[recipe.model.preset], recipe.model
     work = pack_work(architecture, packs, model)
-    share = layout.micro_batch / (layout.tensor * layout.context)  # of a pack's work, on one rank
+    tokens = layout.micro_batch / layout.context  # packs whose tokens a rank has, with those beside it
+    share = tokens / layout.tensor  # of a pack's work, on one rank
+    copies = image_copies(packs, layout.micro_batch, layout.context)
     of_layers = share * stage.layers / architecture.language.num_layers
     peak, memory = gpu.peak.value * 1e12, gpu.memory_bandwidth.value * 1e9
     terms: list[Term] = []
@@ -193,24 +206,18 @@ def _computation(
         flops("products", "head", share * work.linear["head"], gpu.gemm.value)
     if stage.first:
         linear = work.linear["vision"] + work.linear["adapter"]
-        flops("vision", "vision and adapter", share * linear, gpu.vision_gemm.value)
-        flops("vision", "attention of vision", share * work.attention["vision"], gpu.vision_attention.value)
-    for name, amount in memory_bytes(architecture, packs, model, stage).items():
+        flops("vision", "vision and adapter", copies * share * linear, gpu.vision_gemm.value)
+        squares = copies * share * work.attention["vision"]
+        flops("vision", "attention of vision", squares, gpu.vision_attention.value)
+    for name, amount in memory_bytes(architecture, packs, model, stage, recipe.parallel).items():
         if amount:
-            streamed(name, share * amount)
-    streamed("adding to gradients", 8 * stage_parameters(architecture, model, stage)[1] / layout.tensor)
+            streamed(name, tokens * amount * (copies if name == "vision" else 1))
+    streamed("adding to gradients", 8 * stage_parameters(architecture, model, stage, recipe.parallel)[1])
     return terms
 
 
 def _communication(
-    recipe: Recipe,
-    layout: Layout,
-    gpus: int,
-    gpu: Gpu,
-    packs: Packs,
-    stage: StagePart,
-    micro_batches: int,
-    computed: list[Term],
+    recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs, stage: StagePart, micro_batches: int
 ) -> list[Term]:
     """What a rank of the stage sends in every micro-batch within its copy of the model: tensor, context, pipeline."""
     architecture, model = PRESETS[recipe.model.preset], recipe.model
@@ -221,22 +228,24 @@ def _communication(
     if tensor > 1:
         passes = 8 + 2 * ("language" not in model.freeze) + 4 * again
         sent = tokens * language.hidden_size * stage.layers * passes
-        rows = layout.micro_batch * packs.rows / context
-        seen = "vision" not in model.freeze
-        sent += rows * vision.hidden_size * vision.num_layers * (4 + (6 + 4 * again) * seen) * stage.first
+        images = layout.micro_batch / context * image_copies(packs, layout.micro_batch, context)
+        if recipe.parallel.split_vision:  # gathered; a rank has the gradients of all and takes its own
+            sent += images * packs.patches / SPATIAL_MERGE_SIZE**2 * language.hidden_size * stage.first
+        else:
+            passes = 4 + (4 + 4 * again) * ("vision" not in model.freeze)
+            sent += images * packs.rows * vision.hidden_size * vision.num_layers * passes * stage.first
         amount = ELEMENT * sent * (tensor - 1) / tensor
         terms.append(Term("tensor", "gathered and scattered states", amount, "B", *_nvlink(gpu), micro_batches))
     if context > 1:
         key_value = 2 * language.num_query_groups * language.head_dim / tensor
-        # Forward keys and values, backward these and their gradients; forward again where attention is recomputed.
-        passes = 3 + (model.recompute != "none")
-        amount = ELEMENT * tokens * (context - 1) * key_value * stage.layers * passes
+        # Forward keys and values, backward their gradients; forward again where attention is recomputed.
+        core = model.recompute == "selective" and "core_attn" in model.recompute_modules
+        amount = ELEMENT * tokens * (context - 1) * key_value * stage.layers * (2 + (again or core))
         rate, text = _nvlink(gpu) if tensor * context <= GPUS_PER_NODE else _network(gpu, tensor)
-        hidden = sum(term.seconds for term in computed if term.part == "attention") / micro_batches
-        exposed = max(0.0, amount - hidden * rate)
-        terms.append(Term("context", "keys and values, exposed", exposed, "B", rate, text, micro_batches))
+        terms.append(Term("context", "keys and values", amount, "B", rate, text, micro_batches))
     if layout.pipeline > 1:
-        amount = 2 * ELEMENT * tokens * language.hidden_size / tensor  # one way forward, one way backward
+        # One way forward, one way backward, for each part of the stage.
+        amount = 2 * ELEMENT * tokens * language.hidden_size / tensor * layout.virtual_pipeline
         rate, text = _nvlink(gpu) if gpus <= GPUS_PER_NODE else _network(gpu, GPUS_PER_NODE)
         terms.append(Term("pipeline", "states to the next stage", amount, "B", rate, text, micro_batches))
     return terms
@@ -244,9 +253,14 @@ def _communication(
 
 def _step_end(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, stage: StagePart) -> list[Term]:
     """What follows the last micro-batch: gradients scattered, the optimizer, weights gathered."""
-    trained = stage_parameters(PRESETS[recipe.model.preset], recipe.model, stage)[1] / layout.tensor
+    trained = stage_parameters(PRESETS[recipe.model.preset], recipe.model, stage, recipe.parallel)[1]
     ranks = layout.data_ranks(gpus) * layout.context
     terms = []
+    if recipe.parallel.split_vision and stage.first:
+        count = parameters(PRESETS[recipe.model.preset])
+        summed = sum(count[name] for name in ("vision", "adapter") if name not in recipe.model.freeze)
+        amount = 2 * 4 * summed * (layout.tensor - 1) / layout.tensor
+        terms.append(Term("tensor", "gradients of vision and adapter", amount, "B", *_nvlink(gpu)))
     if ranks > 1:
         if ranks * layout.tensor <= GPUS_PER_NODE:
             rate, text = _nvlink(gpu)
@@ -269,6 +283,9 @@ def _exposed_data(
     """Seconds a step for patches on their way to the GPU, and for decoding beyond the step's computation."""
     read = micro_batches * layout.micro_batch
     copied = read * copied_bytes(packs) / (gpu.host_link.value * 1e9)
+    if layout.tensor * layout.context > 1:
+        within = layout.tensor * layout.context <= GPUS_PER_NODE
+        copied += read * copied_bytes(packs) / (_nvlink(gpu) if within else _network(gpu, 1))[0]
     decoding = read * packs.samples / (gpu.decode.value * max(1, recipe.data.workers))
     return copied + max(0.0, decoding - computing)
 

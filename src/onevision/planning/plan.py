@@ -11,7 +11,7 @@ from onevision.model.layout import architecture_problems
 from onevision.model.presets import PRESETS
 from onevision.planning import published
 from onevision.planning.hardware import Gpu
-from onevision.planning.layouts import Layout, laid_out, layouts, refusal, trainable
+from onevision.planning.layouts import Layout, laid_out, layouts, refusal
 from onevision.planning.model import Prediction, predict
 from onevision.planning.sensitivity import Sensitivity, sensitivities
 from onevision.planning.work import Packs
@@ -29,10 +29,6 @@ class Plan:
     ranked: list[Prediction]
     refused: dict[str, int]  # reason: layouts
     sensitivities: list[Sensitivity]  # of the first layout
-
-    def trainable(self, layout: Layout) -> bool:
-        """Whether this version trains the layout."""
-        return trainable(self.recipe, layout)
 
     def days(self, prediction: Prediction) -> float:
         """Days for as many samples as the published stage 1.5 read."""
@@ -103,7 +99,6 @@ def plan_dict(plan: Plan, found: published.Check) -> dict[str, Any]:
         "layouts": [
             vars(one.layout)
             | {
-                "trainable": plan.trainable(one.layout),
                 "seconds": one.seconds,
                 "parts": one.parts,
                 "memory": one.memory.parts,

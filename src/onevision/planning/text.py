@@ -44,7 +44,6 @@ def print_plan(plan: Plan, found: Check, console: Console, rows: int) -> None:
     console.print(f"{len(plan.ranked)} layouts fit; seconds of parts are of the slowest stage. Left out:")
     for reason, count in plan.refused.items():
         console.print(f"  {count:>5}  {reason}")
-    _print_trainable(plan, console)
     console.print(f"\nthe first: {_name(best)}; 85M samples in {plan.days(best):.2f} days")
     for line in [*best.lines(), *best.memory.lines()]:
         console.print(f"  {line}")
@@ -63,31 +62,20 @@ def print_plan(plan: Plan, found: Check, console: Console, rows: int) -> None:
 def _table(plan: Plan, rows: int, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     columns, rates = (_PARTS, ("tok/s/GPU", "MFU", "HFU")) if wide else (_FEWER_PARTS, ())
-    for name in ("", "TP", "PP", "CP", "micro", "recompute", "GB", "step s", *columns, *rates, "trains"):
-        table.add_column(name, justify="left" if name in ("recompute", "trains") else "right", no_wrap=True)
+    for name in ("", "TP", "PP", "VP", "CP", "micro", "recompute", "GB", "step s", *columns, *rates):
+        table.add_column(name, justify="left" if name == "recompute" else "right", no_wrap=True)
     for number, one in enumerate(plan.ranked[:rows], 1):
         layout, parts = one.layout, one.parts
         reached = {"tok/s/GPU": f"{one.tokens_per_gpu:,.0f}", "MFU": f"{one.mfu:.1%}", "HFU": f"{one.hfu:.1%}"}
         table.add_row(
-            *map(str, (number, layout.tensor, layout.pipeline, layout.context, layout.micro_batch, layout.recompute)),
+            *map(str, (number, layout.tensor, layout.pipeline, layout.virtual_pipeline, layout.context)),
+            *map(str, (layout.micro_batch, layout.recompute)),
             f"{one.memory.total / 1e9:.1f}",
             f"{one.seconds:.3f}",
             *(_seconds(sum(parts[part] for part in summed)) for summed in columns.values()),
             *(reached[rate] for rate in rates),
-            "yes" if plan.trainable(layout) else "-",
         )
     return table
-
-
-def _print_trainable(plan: Plan, console: Console) -> None:
-    for number, one in enumerate(plan.ranked, 1):
-        if plan.trainable(one.layout):
-            console.print(
-                f"this version trains data-parallel layouts only; the best of them is number {number}: {_name(one)}, "
-                f"{one.seconds:.3f} s, {one.memory.total / 1e9:.1f} GB"
-            )
-            return
-    console.print("this version trains data-parallel layouts only (TP, PP and CP are planned), and none of them fits")
 
 
 def _seconds(seconds: float) -> str:
@@ -97,6 +85,6 @@ def _seconds(seconds: float) -> str:
 def _name(one: Prediction) -> str:
     layout = one.layout
     return (
-        f"TP {layout.tensor}, PP {layout.pipeline}, CP {layout.context}, micro-batch {layout.micro_batch}, "
-        f"recompute {layout.recompute}"
+        f"TP {layout.tensor}, PP {layout.pipeline}, VP {layout.virtual_pipeline}, CP {layout.context}, micro-batch "
+        f"{layout.micro_batch}, recompute {layout.recompute}"
     )

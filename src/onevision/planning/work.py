@@ -5,7 +5,8 @@ that go through the GPU's memory outside of products and attention, a token of a
 
     e*(4H + 6H + 4*(q + k) + 3F)   two norms read and write, two residual additions read two and write one, norms of q
                                    and k, rotary embedding, SwiGLU
-    e*(4h + 6h + 4h + 2f)          a row of a vision layer: the same with a plain MLP
+    e*(4h + 6h + 4h + 2f)          a row of a vision layer: the same with a plain MLP. Tensor-parallel ranks have all of
+                                   10h, as it has no sequence parallelism, and share the rest
     V*(2e + 4*4)                   loss: logits written and read, and their FP32 copy twice written and read
 
 Head and loss are those of the released code, for every slot of a pack: a plan does not know how many tokens are
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onevision.model.presets import PATCH_VALUES, Architecture
+from onevision.model.presets import PATCH_VALUES, SPATIAL_MERGE_SIZE, Architecture
 from onevision.model.sizes import parameters
-from onevision.recipe import ModelRecipe
+from onevision.model.stages import StagePart
+from onevision.recipe import ModelRecipe, ParallelRecipe
 from onevision.training.flops import PartFlops, Work, recompute_parts, step_parts
 
 ELEMENT = 2  # bytes of a BF16 value
@@ -62,15 +64,6 @@ class PackWork:
     model: float  # what MFU counts
 
 
-@dataclass(frozen=True)
-class StagePart:
-    """Language layers of a pipeline stage, and whether it has the vision tower (first) and the head (last)."""
-
-    layers: float
-    first: bool
-    last: bool
-
-
 def pack_work(architecture: Architecture, packs: Packs, model: ModelRecipe) -> PackWork:
     """Operations of the mean pack. Sums over samples are those of one sample times the samples of a pack."""
     sample = _both(architecture, Work([packs.sample_tokens], [packs.sample_patches]), model)
@@ -92,29 +85,45 @@ def head_forward(architecture: Architecture, tokens: float) -> float:
     return 2.0 * tokens * architecture.language.hidden_size * architecture.language.vocab_size
 
 
-def memory_bytes(architecture: Architecture, packs: Packs, model: ModelRecipe, part: StagePart) -> dict[str, float]:
-    """Bytes of element-wise work of a pack in a stage: language, vision, loss."""
+def image_copies(packs: Packs, micro_batch: int, context: int) -> float:
+    """How often an image is computed when `context` ranks share the tokens of a micro-batch: once on each that has some
+    of its tokens. An image of m tokens, wherever it lies, touches 1 + m/c of the 2C chunks of c tokens; of the cuts
+    between them one has the same rank on both sides."""
+    chunk = micro_batch * packs.length / (2 * context)
+    cuts = packs.sample_patches / SPATIAL_MERGE_SIZE**2 / chunk * (context - 1) / context
+    return min(1 + cuts, context)
+
+
+def memory_bytes(
+    architecture: Architecture, packs: Packs, model: ModelRecipe, part: StagePart, parallel: ParallelRecipe
+) -> dict[str, float]:
+    """Bytes of element-wise work of a pack on a tensor-parallel rank of a stage: language, vision, loss."""
     vision, language = architecture.vision, architecture.language
     q, k = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
     again = int(model.recompute == "full")
     layer = ELEMENT * (10 * language.hidden_size + 4 * (q + k) + 3 * language.ffn_hidden_size)
-    row = ELEMENT * (14 * vision.hidden_size + 2 * vision.ffn_hidden_size)
+    tensor = parallel.tensor
+    whole, divided = 10 * vision.hidden_size, 4 * vision.hidden_size + 2 * vision.ffn_hidden_size
+    row = ELEMENT * ((whole + divided) / tensor if parallel.split_vision else whole + divided / tensor)
     through_vision = int("vision" not in model.freeze)
     return {
-        "language": packs.length * layer * part.layers * (3 + again),
+        "language": packs.length * layer * part.layers * (3 + again) / tensor,
         "vision": packs.rows * row * vision.num_layers * (1 + (2 + again) * through_vision) * part.first,
-        "loss": packs.length * language.vocab_size * (2 * ELEMENT + 16) * part.last,
+        "loss": packs.length * language.vocab_size * (2 * ELEMENT + 16) * part.last / tensor,
     }
 
 
-def stage_parameters(architecture: Architecture, model: ModelRecipe, part: StagePart) -> tuple[float, float]:
-    """Parameters of a stage, and those of them that are trained."""
+def stage_parameters(
+    architecture: Architecture, model: ModelRecipe, part: StagePart, parallel: ParallelRecipe
+) -> tuple[float, float]:
+    """Parameters of a tensor-parallel rank of a stage, and those of them that are trained."""
     count = parameters(architecture)
     language = part.layers * count["layer"] + count["embedding"] * part.first
+    split = 1 if parallel.split_vision else parallel.tensor
     sizes = {
-        "vision": count["vision"] * part.first,
-        "adapter": count["adapter"] * part.first,
-        "language": language + (count["norm"] + count["head"]) * part.last,
+        "vision": count["vision"] * part.first / split,
+        "adapter": count["adapter"] * part.first / split,
+        "language": (language + (count["norm"] + count["head"]) * part.last) / parallel.tensor,
     }
     return sum(sizes.values()), sum(size for name, size in sizes.items() if name not in model.freeze)
 
