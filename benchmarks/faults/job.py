@@ -108,6 +108,8 @@ def initialise_apart(recipe: Recipe) -> None:
 def _initialise(recipe: Recipe) -> None:
     from onevision.training.loop import initialise
 
+    quiet()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     initialise(recipe)
 
 
