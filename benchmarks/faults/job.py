@@ -92,6 +92,27 @@ def run_job(recipe: Recipe, folder: Path, setting: Setting) -> End:
     return End(code, line, shown, logs, summary, tuple(problems))
 
 
+def initialise_apart(recipe: Recipe) -> None:
+    """Draw the weights of a stage-0 checkpoint, in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; why is on stderr.
+    """
+    process = SERVER.Process(target=_initialise, args=(recipe,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the weights to start from could not be made: exit code {process.exitcode}")
+
+
+def _initialise(recipe: Recipe) -> None:
+    from onevision.training.loop import initialise
+
+    quiet()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    initialise(recipe)
+
+
 class _Rank:
     """A process of the job, seen from the launcher."""
 

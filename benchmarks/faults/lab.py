@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.faults import checks
 from benchmarks.faults.command import run_command
 from benchmarks.faults.inputs import STEPS, make_inputs, recipe_for
-from benchmarks.faults.job import Disturbance, End, Setting, run_job
+from benchmarks.faults.job import Disturbance, End, Setting, initialise_apart, run_job
 from benchmarks.faults.moments import Injection
 from onevision.recipe import Recipe
 from onevision.training.history import read_metrics
@@ -46,7 +46,8 @@ class Case:
 
     The disturbed start must end with one of `codes`, and its line (what was shown, where it ends well) must have
     `line` in it, a pattern. Then `world`'s repair is called and the run is started again; it must end well with the
-    undisturbed curve. `settings` are overrides of the recipe, where "{folder}" is the folder of the case.
+    undisturbed curve. `settings` are overrides of the recipe, where "{folder}" is the folder of the case and
+    "{before}" a run to start from.
     """
 
     fault: str
@@ -110,11 +111,9 @@ class Lab:
             key = (ranks, *settings)
             if key not in self._references:
                 run = self.folder / "undisturbed" / f"{len(self._references)}-ranks{ranks}" / "run"
-                end = run_job(self._recipe(run, settings), run.parent / "start", Setting(ranks))
+                end = run_job(self._recipe(run, self._filled(settings)), run.parent / "start", Setting(ranks))
                 if end.code or end.problems:
-                    raise RuntimeError(
-                        f"the undisturbed run ended with {end.code}: {end.line} {end.problems}\n{end.logs[0]}"
-                    )
+                    raise RuntimeError(f"the undisturbed run ended with {end.code}: {end.line} {end.problems}")
                 self._references[key] = run
             return self._references[key]
 
@@ -125,6 +124,8 @@ class Lab:
         place = Place(folder, self.folder / "inputs", folder / "run")
         try:
             end, repeated, problems = self._disturbed(case, place)
+        except RuntimeError as error:
+            return Result(case, 1, "", 0, str(error), time.monotonic() - began, (str(error),))
         except NotHere as reason:
             return Result(case, 0, "", 0, f"{NOT_RUN}{reason}", time.monotonic() - began, ())
         problems += checks.changes(self._inputs, checks.state(self.folder / "inputs"))
@@ -140,7 +141,7 @@ class Lab:
         """How the disturbed start ended, the steps that were done again, and what is not as it should be."""
         run, problems = place.run, []
         reference = self.undisturbed(case.ranks, case.reference)
-        settings = [text.format(folder=place.folder) for text in (*case.reference, *case.settings)]
+        settings = self._filled((*case.reference, *case.settings), place.folder)
         place.folder.mkdir(parents=True)
         if case.finished:
             shutil.copytree(reference, run)
@@ -175,6 +176,14 @@ class Lab:
             if case.final is not None:
                 problems += case.final(place, last)
         return end, max(0, reached - resumed), problems
+
+    def _filled(self, settings: Sequence[str], folder: Path = Path()) -> list[str]:
+        """Settings with the folder of the case, and with that of a checkpoint to start from (a model that is spread
+        over ranks is not drawn at random), which is made when it is first asked for."""
+        before = self.folder / "before"
+        if any("{before}" in text for text in settings) and not before.exists():
+            initialise_apart(self._recipe(before, ["stage=stage0"]))
+        return [text.format(folder=folder, before=before) for text in settings]
 
     def _recipe(self, run: Path, settings: Sequence[str]) -> Recipe:
         return recipe_for(self.recipe_file, run, settings)

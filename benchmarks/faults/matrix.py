@@ -7,9 +7,11 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -58,17 +60,30 @@ def run_cases(lab: Lab, cases: Sequence[Case]) -> list[Result]:
             (cores, [case for case in cases if case.ranks == 1]),
             (max(1, cores // 2), [case for case in cases if case.ranks > 1]),
         ):
-            pool = ThreadPoolExecutor(lanes)
-            try:
-                for done in as_completed([pool.submit(lab.run, case) for case in part]):
-                    result = done.result()
-                    results[result.case.name] = result
-                    if result.problems:
-                        print(f"{result.case.name}: {result.outcome}", flush=True)
-                    progress.advance(note=result.case.fault)
-            finally:  # an interruption must not wait for the cases that run
-                pool.shutdown(wait=False, cancel_futures=True)
+            with ThreadPoolExecutor(lanes) as pool:
+                futures = [pool.submit(lab.run, case) for case in part]
+                try:
+                    for done in as_completed(futures):
+                        result = done.result()
+                        results[result.case.name] = result
+                        if result.problems:
+                            print(f"{result.case.name}: {result.outcome}", flush=True)
+                        progress.advance(note=result.case.fault)
+                except BaseException:
+                    _give_up(futures)
+                    raise
     return [results[case.name] for case in cases]
+
+
+def _give_up(futures: Sequence[Future[Result]]) -> None:
+    """End the cases that run by ending their ranks, so that small disks are unmounted and folders removed."""
+    for future in futures:
+        future.cancel()
+    while not all(future.done() for future in futures):
+        for process in psutil.Process().children(recursive=True):  # the ranks have sessions of their own
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.1)
 
 
 def check(folder: Path, only: Sequence[str], seed: int) -> int:

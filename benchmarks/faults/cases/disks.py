@@ -40,12 +40,11 @@ def small_files(size: int, call: Call) -> None:
 
 def fill_disk(run: Path, left: int) -> None:
     """Take all but `left` bytes of the disk of a run."""
-    with (run / "filler").open("ab") as file:
+    with (run / "filler").open("ab", buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(run).free - left))
         while left == 0:  # the last blocks
             try:
                 file.write(bytes(4096))
-                file.flush()
             except OSError:
                 break
 

@@ -19,7 +19,8 @@ from onevision.training.history import read_metrics
 
 FAULT = "rank killed"
 LINE = "was killed from outside"
-TENSOR, PIPELINE = ("parallel.tensor=2",), ("parallel.pipeline=2",)
+BEFORE = "train.init_from={before}"
+TENSOR, PIPELINE = ("parallel.tensor=2", BEFORE), ("parallel.pipeline=2", BEFORE)
 SYNC = ("checkpoint.asynchronous=false",)
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async:"
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.faults.cases.checkpoints import flip, remove, truncate
 from benchmarks.faults.cases.disks import small_files
+from benchmarks.faults.cases.kills import PIPELINE, TENSOR
 from benchmarks.faults.job import KILLED, End
 from benchmarks.faults.lab import Case, Place, Repair
 from benchmarks.faults.moments import Injection, Moment, kill
@@ -37,8 +38,8 @@ def cases() -> list[Case]:
         disturbed("all ranks have them", resumed=5),
         killed("one rank", ranks=1, injections={0: dies}, resumed=5),
         disturbed("with BF16", reference=("train.precision=bf16",), resumed=5),
-        disturbed("tensor-parallel", reference=("parallel.tensor=2",), resumed=5),
-        disturbed("in a pipeline", injections={0: dies}, reference=("parallel.pipeline=2",), resumed=5),
+        disturbed("tensor-parallel", reference=TENSOR, resumed=5),
+        disturbed("in a pipeline", injections={0: dies}, reference=PIPELINE, resumed=5),
         killed("killed while one is written", ranks=2, injections={0: half}, settings=saved, resumed=4),
         checkpoint("of one rank truncated", world=partial(_damaged, truncate, "step_00000005.pt"), said=part),
         checkpoint(
