@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from jobs.here import QUIET_THREADS
 
 os.environ.update(QUIET_THREADS)  # the server of ranks has them from its start
@@ -49,3 +51,8 @@ if __name__ == "__main__":
     except OneVisionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr, flush=True)
+        for process in psutil.Process().children(recursive=True):  # the ranks have sessions of their own
+            process.kill()
+        os._exit(130)  # threads wait for the ranks

@@ -58,11 +58,16 @@ def run_cases(lab: Lab, cases: Sequence[Case]) -> list[Result]:
             (cores, [case for case in cases if case.ranks == 1]),
             (max(1, cores // 2), [case for case in cases if case.ranks > 1]),
         ):
-            with ThreadPoolExecutor(lanes) as pool:
+            pool = ThreadPoolExecutor(lanes)
+            try:
                 for done in as_completed([pool.submit(lab.run, case) for case in part]):
                     result = done.result()
                     results[result.case.name] = result
+                    if result.problems:
+                        print(f"{result.case.name}: {result.outcome}", flush=True)
                     progress.advance(note=result.case.fault)
+            finally:  # an interruption must not wait for the cases that run
+                pool.shutdown(wait=False, cancel_futures=True)
     return [results[case.name] for case in cases]
 
 

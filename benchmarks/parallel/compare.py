@@ -56,6 +56,7 @@ class Comparison:
 
     def __init__(self, folder: Path, steps: int = 10) -> None:
         self.folder, self.steps = folder, steps
+        self.outputs: dict[tuple[str, Case], Path] = {}  # the last run of a layout
         self._runs = 0
         self._references: dict[Case, list[dict[str, Any]]] = {}
 
@@ -89,7 +90,10 @@ class Comparison:
     def _recipe(self, case: Case, layout: Layout, output: Path | None = None) -> Recipe:
         self._runs += 1
         output = output or self.folder / "runs" / str(self._runs)
-        return recipe_for(self.folder, output, case.data, case.stage, layout.parallel, steps=self.steps)
+        self.outputs[layout.name, case] = output
+        return recipe_for(
+            self.folder, output, case.data, case.stage, layout.parallel, layout.performance, steps=self.steps
+        )
 
     def _reference(self, case: Case) -> list[dict[str, Any]]:
         if case not in self._references:

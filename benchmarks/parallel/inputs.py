@@ -69,7 +69,13 @@ def _section(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def recipe_for(
-    folder: Path, output: Path, data: str, stage: str = "stage1_5", parallel: dict[str, Any] | None = None, **train: Any
+    folder: Path,
+    output: Path,
+    data: str,
+    stage: str = "stage1_5",
+    parallel: dict[str, Any] | None = None,
+    performance: dict[str, Any] | None = None,
+    **train: Any,
 ) -> Recipe:
     """A recipe of the mini model on the corpora of `DATA[data]` below `folder`."""
     weights = DATA[data]
@@ -91,6 +97,7 @@ def recipe_for(
             "data": section,
             "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "eps": 1e-8},
             "parallel": parallel or {},
+            "performance": performance or {},
             "checkpoint": {"interval": 1000, "keep": 3},
             "train": {**_FP32["train"], **settings, **train},
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,10 +13,14 @@ class Layout:
     name: str
     ranks: int
     parallel: dict[str, Any]
+    performance: dict[str, Any] = field(default_factory=dict)
 
 
-def _layout(name: str, ranks: int, **parallel: Any) -> Layout:
-    return Layout(name, ranks, parallel)
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}
+
+
+def _layout(name: str, ranks: int, performance: dict[str, Any] | None = None, **parallel: Any) -> Layout:
+    return Layout(name, ranks, parallel, performance or {})
 
 
 ONE = _layout("one process", 1)
@@ -39,6 +43,9 @@ LAYOUTS = {
         _layout("PP2xDP2", 4, pipeline=2),
         _layout("PP2xCP2", 4, pipeline=2, context=2),
         _layout("TP2xPP2xDP2", 8, tensor=2, pipeline=2),
+        _layout("TP2xPP2xDP2, overlap", 8, OVERLAP, tensor=2, pipeline=2),
+        _layout("PP2xVPP2xDP2, overlap", 4, OVERLAP, pipeline=2, virtual_pipeline=2),
+        _layout("CP2xDP2, overlap", 4, OVERLAP, context=2),
         _layout("TP2xPP2xVPP2+SP", 4, tensor=2, pipeline=2, virtual_pipeline=2, sequence=True),
     )
 }

@@ -7,6 +7,7 @@ one) and what is too large or too deep to be written by a person.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -39,8 +40,9 @@ def read_yaml(path: Path, what: str) -> Any:
         raise InputError(f"{what} {path} cannot be read: {first_line(error)}") from None
     try:
         check_yaml(text)
-        return OmegaConf.create(text)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OverflowError) as error:  # of numbers out of all range
+        return OmegaConf.load(io.StringIO(text))
+    # OSError: it is a plain value; ValueError, OverflowError: numbers out of all range.
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{what} {path} cannot be read: {first_line(error)}") from None
 
 

@@ -95,7 +95,7 @@ def test_the_fingerprint_is_of_all_columns_and_attributes(tmp_path: Path) -> Non
     ]
     known |= {write(tmp_path, part, OTHER).fingerprint for part in others}
     attributes = [{**ATTRIBUTES, name: "x" if isinstance(value, str) else 7} for name, value in ATTRIBUTES.items()]
-    attributes = [values for values in attributes if values["dimension"] == ATTRIBUTES["dimension"]]  # it is the shape's
+    attributes = [values for values in attributes if values["dimension"] == ATTRIBUTES["dimension"]]  # as its shape
     known |= {write(tmp_path, PART, OTHER, attributes=values).fingerprint for values in attributes}
     assert len(known) == 1 + len(others) + len(attributes)
 

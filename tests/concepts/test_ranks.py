@@ -18,7 +18,6 @@ from onevision.ranks import Ranks
 from onevision.recipe import Recipe
 from onevision.steps import StepResult
 from tests.concepts.cases import NAMES, SHARD, make_recipe, record, write_names
-from tests.concepts.tiny_clip import save_tiny_clip
 
 PARTS = 12
 
@@ -54,6 +53,8 @@ def test_any_number_of_ranks_leaves_the_same_bytes(recipe: Recipe, alone: Path, 
 
 @pytest.mark.slow
 def test_ranks_that_embed_leave_the_same_bytes(tmp_path: Path) -> None:
+    from tests.concepts.tiny_clip import save_tiny_clip  # imports torch, which ranks of the other tests do without
+
     weights = str(save_tiny_clip(tmp_path / "clip"))
     clip = {"encoder": "clip", "weights": weights}
     vocabulary = str(write_names(tmp_path / "names", NAMES, **clip))

@@ -23,6 +23,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -195,7 +196,7 @@ def _body(name: str, times: int, root: Path) -> None:
             print_blob=False,
         )
         once(given(**function.strategies)(one))()
-    (root / "counts.json").write_text(json.dumps([box.counts, box.notes]))
+    (root / "counts.json").write_text(json.dumps([box.counts, box.notes, time.process_time()]))
 
 
 def run(function: Callable[..., None], root: Path, times: int) -> Counter[str]:
@@ -207,7 +208,8 @@ def run(function: Callable[..., None], root: Path, times: int) -> Counter[str]:
             stack, last = ((root / file).read_text() if (root / file).exists() else "" for file in ("stack", "last"))
             what = "hangs" if code is None else f"ended with {code}"
             pytest.fail(f"{name} {what}\n{child.error}\n{stack}\nthe last input: {last[:4000]}", pytrace=False)
-    counts, notes = map(Counter, json.loads((root / "counts.json").read_text()))
+    *found, seconds = json.loads((root / "counts.json").read_text())
+    counts, notes = map(Counter, found)
     ENDED[name] = counts
-    print(f"{name}: {sum(counts.values())} inputs: {dict(counts.most_common())} {dict(notes) or ''}")
+    print(f"{name}: {sum(counts.values())} inputs: {dict(counts.most_common())} {dict(notes) or ''} {seconds:.1f} s")
     return counts | notes

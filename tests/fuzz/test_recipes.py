@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from jobs.__main__ import JOBS, main
 from jobs.arguments import recipe_of
 from jobs.sites import load_site
+from onevision import report
 from onevision.errors import InputError
 from onevision.recipe import Recipe, known_keys, load_recipe, save_recipe
 from tests.fuzz.harness import Box, campaign
@@ -249,9 +251,17 @@ def arguments(box: Box, file: str, overrides: list[str], more: list[str]) -> Non
     box.attempt(lambda: recipe_of(given, "train"), errors=(InputError,))
 
 
+def imported(box: Box) -> None:
+    """Import what jobs import: libraries such as matplotlib make folders of their own when they are."""
+    for job in JOBS.values():
+        import_module(job.target.partition(":")[0])
+    for module in iter_modules(report.__path__):
+        import_module(f"{report.__name__}.{module.name}")
+
+
 @campaign(
     60,
-    lambda box: [import_module(job.target.partition(":")[0]) for job in JOBS.values()],  # may make folders of their own
+    imported,
     job=st.sampled_from(TAKE_A_RECIPE) | texts | st.sampled_from(["-x", "--", "-", "--helpx", "-hx"]),
     given=st.lists(overrides.map(lambda found: "".join(found[:1])) | texts | st.sampled_from(PLACES), max_size=2),
     wrong=st.sampled_from(["train.stpes=1", "seed=x", "data.corpus.x=\x1b[2J", "two", "nme=\n"]),

@@ -34,7 +34,7 @@ def all_endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, End
     """Sections by the way they end, the lines for the terminal, and the folder of the report."""
     out = tmp_path_factory.mktemp("out")
     hows = ["breaks", "refuses", "lacks a package", "needs more", "exits", "is killed", "draws"]
-    sections = [section("hangs", limit=20.0), *map(section, hows)]
+    sections = [section("hangs", limit=8.0), *map(section, hows)]
     said: list[str] = []
     saved: list[int] = []
     ended = run_sections(sections, out / "log.txt", 3000, lambda so_far: saved.append(len(so_far)), said.append)
@@ -51,7 +51,7 @@ def all_endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, End
         ("needs-more", UNCHECKED, "the GPU has no FP8"),
         ("exits", FAILED, "exit code 7; last line: for the log alone"),
         ("is-killed", FAILED, "by SIGKILL; last line: for the log alone"),
-        ("hangs", FAILED, "ended after its limit of 20 s; last line: child "),
+        ("hangs", FAILED, "ended after its limit of 8 s; last line: child "),
     ],
 )
 def test_a_section_that_does_not_end_well_says_why_and_keeps_what_it_found(

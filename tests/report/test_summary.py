@@ -95,6 +95,21 @@ def test_time_before_a_resume_counts(copied: PipelineFolders) -> None:
     )
 
 
+def test_bad_steps_are_left_out_and_noted(copied: PipelineFolders) -> None:
+    run = copied.stages["stage1"]
+    rows = rows_of(run)
+    bad = {"bad": "loss is nan", "action": "skip", "loss": rows[-2]["loss"], "loss_by_category": {}}
+    lines = [json.dumps(row) + "\n" for row in [*rows[:-1], rows[-1] | bad]]
+    (run / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    summary = build_summary(copied)
+    assert summary["stages"]["stage1"]["steps"] == len(rows) - 1
+    (note,) = summary["notes"]
+    assert note == (
+        "stage1: bad steps, whose updates were not applied: 1; they are left out here, and "
+        f"{run / 'bad_steps.jsonl'} has them"
+    )
+
+
 def test_rejects_are_named(copied: PipelineFolders) -> None:
     record = read_json(copied.corpus / "step.json")
     record["summary"] |= {"rejected": 3, "rejects_by_reason": {"image_undecodable": 2, "empty_answer": 1}}

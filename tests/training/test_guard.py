@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from onevision.data.ledger import Plan, digest, place_of
+from onevision.errors import InputError
 from onevision.recipe import Recipe
 from onevision.training.bad_steps import read_bad_steps
 from onevision.training.checkpoint_files import checkpoint_steps
@@ -72,12 +72,14 @@ def test_a_skipped_step_leaves_weights_and_moments_as_they_were(make_recipe: Mak
     assert row["action"] == "skip" and row["bad"].split(" is ")[1] in ("nan", "inf")
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     assert row["lr"] != rows[BAD]["lr"]
+    plan = Plan(open_sources(recipe.data), recipe.seed, recipe.train.global_batch_size)
+    assert [row["samples_digest"] for row in rows] == [digest(plan.samples(step)) for step in range(1, STEPS + 1)]
     [record] = read_bad_steps(recipe.output)
     assert record["action"] == "skip" and len(record["samples"]) == row["samples"]
 
 
-@pytest.mark.parametrize("action", ["skip", "rewind"])
-def test_a_run_that_is_killed_goes_on_as_the_undisturbed_one(make_recipe: MakeRecipe, action: str) -> None:
+@pytest.mark.parametrize(("action", "rows"), [("skip", 3), ("rewind", 4)])  # before the bad step, and after the rewind
+def test_a_run_that_is_killed_goes_on_as_the_undisturbed_one(make_recipe: MakeRecipe, action: str, rows: int) -> None:
     settings = {
         "steps": STEPS,
         "on_divergence": action,
@@ -85,21 +87,19 @@ def test_a_run_that_is_killed_goes_on_as_the_undisturbed_one(make_recipe: MakeRe
         "spike_factor": 1.5,
         "spike_window": 2,
     }
-    whole = make_recipe("whole", **settings)
+    whole, killed = (make_recipe(name, **settings) for name in ("whole", "killed"))
     fault = fault_at(whole, 4, values=(SPIKE,))
     assert not run_to_end(fault, whole)
     [record] = read_bad_steps(whole.output)
     assert record["value"] > record["threshold"] > 0
-    for rows in (3, 5):
-        killed = make_recipe(f"killed-{rows}", **settings)
-        with forked(train_with, fault, killed) as child:
-            wait_for(lambda rows=rows, killed=killed: len(read_metrics(killed.output)) >= rows)
-            child.kill()
-        assert not run_to_end(fault, killed)
-        assert curve(killed.output) == curve(whole.output)
-        assert digests(killed.output, STEPS) == digests(whole.output, STEPS)
-        [again] = read_bad_steps(killed.output)
-        assert again == record | {"time": again["time"]}
+    with forked(train_with, fault, killed) as child:
+        wait_for(lambda: len(read_metrics(killed.output)) >= rows)
+        child.kill()
+    assert not run_to_end(fault, killed)
+    assert curve(killed.output) == curve(whole.output)
+    assert digests(killed.output, STEPS) == digests(whole.output, STEPS)
+    [again] = read_bad_steps(killed.output)
+    assert again == record | {"time": again["time"]}
 
 
 def test_a_rewind_goes_back_and_leaves_the_batch_out(make_recipe: MakeRecipe) -> None:
@@ -136,10 +136,8 @@ def test_so_many_skips_and_no_more_and_a_person_may_decide_otherwise(make_recipe
     assert [row["action"] for row in read_bad_steps(recipe.output)] == ["skip"] * 3
 
 
-def test_the_digests_of_the_rows_are_those_of_the_plan(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(on_divergence="skip", steps=STEPS)
-    assert not run_to_end(fault_at(recipe), recipe)
-    plan = Plan(open_sources(recipe.data), recipe.seed, recipe.train.global_batch_size)
-    rows = [json.loads(line) for line in (Path(recipe.output) / "metrics.jsonl").read_text().splitlines()]
-    assert [row["samples_digest"] for row in rows] == [digest(plan.samples(step)) for step in range(1, STEPS + 1)]
-    assert len({row["samples_digest"] for row in rows}) == STEPS
+def test_a_damaged_file_of_bad_steps_is_one_line(tmp_path: Path) -> None:
+    for text in ('{"step": 3, "action": "skip"}\n{"step": 4, "act', "[]\n", '{"step": 3}\n', "\0"):
+        (tmp_path / "bad_steps.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"bad_steps\.jsonl was damaged: it is not a row of JSON a line"):
+            read_bad_steps(tmp_path)

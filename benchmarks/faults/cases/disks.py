@@ -106,7 +106,7 @@ def cases() -> list[Case]:
             FAULT,
             "while a row of metrics is written",
             codes=(StorageError.exit_code,),
-            line="cannot write .*metrics.jsonl: No space left on device",
+            line="cannot write .*run/(metrics.jsonl|tensorboard): No space left on device",
             injections={0: [Injection(row, fill_metrics)]},
             world=partial(small_disk, 0),
             settings=("checkpoint.asynchronous=false",),

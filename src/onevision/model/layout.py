@@ -5,6 +5,7 @@ from __future__ import annotations
 from onevision.model.presets import PRESETS, Architecture
 from onevision.model.stages import stage_layers
 from onevision.recipe import Recipe, layout_problems
+from onevision.recipe_training import FP8_ROWS
 
 
 def training_problems(recipe: Recipe, world_size: int) -> list[str]:
@@ -88,6 +89,8 @@ def _pipeline_problems(recipe: Recipe, architecture: Architecture) -> list[str]:
 def _token_problems(recipe: Recipe) -> list[str]:
     parallel, problems = recipe.parallel, []
     shares = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if parallel.sequence else 1)
+    if shares > 1 and recipe.train.precision == "fp8":
+        shares *= FP8_ROWS
     tokens = recipe.data.sequence_length * recipe.train.micro_batch_size
     if tokens % shares:
         problems.append(

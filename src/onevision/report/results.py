@@ -173,8 +173,8 @@ def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
         rows = [row for row in all_rows if "bad" not in row]  # of the others not every figure is their own
         if len(rows) < len(all_rows):
             notes.append(
-                f"{name}: {len(all_rows) - len(rows)} bad steps, whose updates were not applied, are left out here; "
-                f"{folder / NAME} has them"
+                f"{name}: bad steps, whose updates were not applied: {len(all_rows) - len(rows)}; they are left out "
+                f"here, and {folder / NAME} has them"
             )
         if not rows:
             notes.append(f"{name}: missing, {folder} holds no training step")

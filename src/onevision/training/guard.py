@@ -176,8 +176,8 @@ class Guard:
             if _difference(last, passes[-1]) <= TOLERANCE:
                 nodes = self._nodes(passes)
                 where = f"on {', '.join(nodes)}" if nodes else "in a backward pass, on a node that is not known"
-                done = self._record(step, fault, "recomputed", last.totals, {"nodes": nodes})
-                self._say(f"step {step}: {fault}, but not when it was computed again: an error {where}; {done}")
+                told = self._record(step, fault, "recomputed", last.totals, {"nodes": nodes})
+                self._say(f"step {step}: {fault}, but not when it was computed again: an error {where}; {told}")
                 return passes[-1], None, {"recomputed": str(fault)}
         elif _difference(first, last) <= TOLERANCE and before is not None:
             value = float(before["value"])
@@ -185,7 +185,8 @@ class Guard:
                 return last, fault, {"nodes": before["nodes"]}
         self._saver.wait()
         nodes = self._nodes(passes)
-        how = "the same" if _difference(first, passes[-1]) <= TOLERANCE else "something else"
+        same = all(_difference(first, other) <= TOLERANCE for other in passes)
+        how = "the same" if same else "something else"
         told = self._record(step, fault, "elsewhere", last.totals, {"nodes": nodes})
         raise Suspect(
             f"step {step}: {fault}, and {how} when it was computed again{' on ' if nodes else ''}{', '.join(nodes)}: "

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ def restore(path: Path, parts: Sequence[torch.nn.Module], optimizer: Any, schedu
     Raises:
         InputError: it is of another model or optimizer.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
     try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for part, weights in zip(parts, saved["model"], strict=True):
                 _fill(_weights(part), weights)
@@ -73,9 +74,10 @@ def restore(path: Path, parts: Sequence[torch.nn.Module], optimizer: Any, schedu
                     _fill(held, tensors)
                 for group, values in zip(inner.param_groups, state["groups"], strict=True):
                     group.update(values)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path} does not fit this model: {error}; remove it, the newest checkpoint is used then"
+            f"{path} does not fit this model: {reason}; remove it, the newest checkpoint is used then"
         ) from None
     scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(saved["scheduler"])

@@ -52,15 +52,17 @@ class Metrics:
             self._file.flush()
         if "bad" in row:  # its figures are in part those of the step before: training/guard.py
             return
-        for name in SCALARS:
-            self._board.add_scalar(name, row[name], row["step"])
-        for category, value in row["loss_by_category"].items():
-            self._board.add_scalar(f"loss/{category}", value, row["step"])
+        with storage_errors(self._board.log_dir):
+            for name in SCALARS:
+                self._board.add_scalar(name, row[name], row["step"])
+            for category, value in row["loss_by_category"].items():
+                self._board.add_scalar(f"loss/{category}", value, row["step"])
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        self._board.close()
+        with storage_errors(self._path.parent):
+            self._file.close()
+            self._board.close()
 
 
 def step_row(
