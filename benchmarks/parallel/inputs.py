@@ -87,7 +87,7 @@ def recipe_for(
             {"corpus": str(folder / kind / "corpus"), "packs": str(folder / kind / "packs"), "weight": weight}
             for kind, weight in weights.items()
         ]
-    settings = {"steps": 10, "global_batch_size": 8, "init_from": str(folder / "start"), "peak_tflops": 1.0}
+    settings = {"steps": 10, "global_batch_size": 4, "init_from": str(folder / "start"), "peak_tflops": 1.0}
     return recipe_from(
         {
             "name": output.name,
