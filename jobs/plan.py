@@ -30,8 +30,9 @@ _BATCH = "train.global_batch_size"
 def run(arguments: list[str]) -> int:
     """python -m jobs plan RECIPE.yaml [gpus=128] [gpu=a800] [key=value ...]
 
-    Predicts memory and step time of every layout of TP, PP, CP, micro-batch and recompute, ranks those that fit, says
-    which assumption matters most, and checks the model against the published run. It runs here, at once, without a GPU.
+    Predicts memory and step time of every layout of TP, PP, VP, CP, micro-batch and recompute, ranks those that fit,
+    says which assumption matters most, and checks the model against the published run. It runs here, at once, without a
+    GPU.
 
       gpus=128, gpu=a800 (a100, h100, h200)    what the plan is for
       calibration=FILE                         measured figures instead of assumed ones: planning/hardware.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from onevision.model.layout import start_problems, training_problems
 from onevision.planning.layouts import Layout, laid_out, layouts, refusal
 from tests.planning.common import stage
@@ -20,9 +22,9 @@ def test_every_divisor_is_there_once() -> None:
 def test_what_is_refused_is_what_training_refuses() -> None:
     recipe, gpus = stage(batch=48), 24
     kinds = set()
-    for layout in layouts(gpus):
+    for layout in islice(layouts(gpus), 0, None, 11):
         laid = laid_out(recipe, layout)
-        problems = [problem for problem in training_problems(laid, gpus) if problem not in start_problems(laid)]
+        problems = training_problems(laid, gpus)[: -len(start_problems(laid)) or None]
         assert bool(refusal(recipe, layout, gpus)) == bool(problems), layout
         kinds.add(bool(problems))
     assert kinds == {True, False}

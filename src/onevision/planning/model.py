@@ -29,6 +29,7 @@ from onevision.planning.layouts import Layout, laid_out
 from onevision.planning.work import (
     ELEMENT,
     Packs,
+    PackWork,
     copied_bytes,
     image_copies,
     memory_bytes,
@@ -146,8 +147,9 @@ def predict(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs) -
         StagePart(sum(part.layers for part in parts), parts[0].first, parts[-1].last)
         for parts in stage_parts(laid, architecture)
     ]
+    work = pack_work(architecture, packs, laid.model)
     costs = {
-        stage: _computation(laid, layout, gpu, packs, stage, micro_batches)
+        stage: _computation(laid, layout, gpu, packs, work, stage, micro_batches)
         + _communication(laid, layout, gpus, gpu, packs, stage, micro_batches)
         for stage in set(stages)
     }
@@ -157,7 +159,6 @@ def predict(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs) -
     fullest = max(stages, key=lambda stage: stage_parameters(architecture, laid.model, stage, laid.parallel)[1])
     terms = costs[slowest] + _step_end(laid, layout, gpus, gpu, fullest)
     computing = micro_batches * times[slowest]
-    work = pack_work(architecture, packs, laid.model)
     hardware = sum(work.linear.values()) + sum(work.attention.values())
     again = image_copies(packs, layout.micro_batch, layout.context) - 1
     hardware += again * (work.linear["vision"] + work.attention["vision"] + work.linear["adapter"])
@@ -179,11 +180,10 @@ def predict(recipe: Recipe, layout: Layout, gpus: int, gpu: Gpu, packs: Packs) -
 
 
 def _computation(
-    recipe: Recipe, layout: Layout, gpu: Gpu, packs: Packs, stage: StagePart, micro_batches: int
+    recipe: Recipe, layout: Layout, gpu: Gpu, packs: Packs, work: PackWork, stage: StagePart, micro_batches: int
 ) -> list[Term]:
     """What a rank of the stage does in every micro-batch of a step."""
     architecture, model = PRESETS[recipe.model.preset], recipe.model
-    work = pack_work(architecture, packs, model)
     tokens = layout.micro_batch / layout.context  # packs whose tokens a rank has, with those beside it
     share = tokens / layout.tensor  # of a pack's work, on one rank
     copies = image_copies(packs, layout.micro_batch, layout.context)

@@ -44,7 +44,7 @@ in the memory of the first rank's host (12*n bytes), not on a GPU.
 How ranks share a model:
 
     tensor             N / t (norms and biases, which each rank has whole, are below 1 %), activations as above
-      split_vision     vision and adapter as with t = 1, for P/t patches and one image more at most (model/split.py); the
+      split_vision     vision and adapter as with t = 1, for P/t patches and (1 - 1/t) of the largest image at most; the
                        tokens of all images on each rank
     context (C ranks)  T/C tokens. Of keys and values, which ranks exchange, 2k a token instead of k for each token that
                        a rank's two chunks see: T/C and what is before them in two samples, at most T + T/2C. Images are
@@ -287,7 +287,8 @@ def rank_share(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
         keys = min(tokens + 2 * length, batch.tokens + tokens // 2)
         patches = min(patches, PATCHES_PER_TOKEN * tokens + (2 if ranks == 2 else 4) * largest)
     if parallel.split_vision:
-        patches = min(patches, math.ceil(patches / parallel.tensor) + largest)
+        # The image that makes a rank's share the largest went to the rank that had least (model/split.py).
+        patches = min(patches, math.ceil((patches + (parallel.tensor - 1) * largest) / parallel.tensor))
     return MicroBatch(tokens, patches, min(batch.images, _most_images(recipe, patches)), keys)
 
 
