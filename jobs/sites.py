@@ -162,7 +162,8 @@ def find_site(name: str = "") -> Site:
         if name.endswith((".yaml", ".yml")):
             return load_site(Path(name))
         if name not in site_names():
-            raise InputError(f"site profile {CLUSTERS}/{name}.yaml does not exist; there are: {', '.join(site_names())}")
+            known = ", ".join(site_names())
+            raise InputError(f"site profile {CLUSTERS}/{name}.yaml does not exist; there are: {known}")
         return load_site(CLUSTERS / f"{name}.yaml")
     sites = [load_site(path) for path in sorted(CLUSTERS.glob("*.yaml"))]
     default = Slurm().cluster_name()

@@ -64,7 +64,7 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("data.columns=[image]", "data.columns: 'image' is not one of image=NAME"),
         ("optimizer.lr=.nan", "optimizer.lr=nan must be at least 0"),
         ("optimizer.beta2=1", "optimizer.beta2=1.0 is not between 0 and 1"),
-        ("model.preset=9b", "model.preset='9b' is not one of tiny, 140m, 0.6b, 1.7b, 4b, 8b"),
+        ("model.preset=9b", "model.preset='9b' is not one of tiny, mini, 140m, 0.6b, 1.7b, 4b, 8b"),
         ("model.freeze=[head]", "'head' is not one of vision, adapter, language"),
         ("model.freeze=[vision,adapter,language]", "nothing would be trained"),
         ("data.pack_part_samples=20000000", "data.pack_part_samples=20000000 must be at most 16777216"),

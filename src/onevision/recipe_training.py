@@ -57,7 +57,7 @@ class TrainRecipe:
     )
     spike_window: int = 64  # steps; until there were so many there is no spike
     max_skipped_steps: int = 20  # bad steps of a run that are skipped or left out; one more ends it
-    rerun: str = "off"  # off, validate (a bad step is computed again, to find hardware that errs: training/rerun.py)
+    rerun: str = "none"  # none, validate (a bad step is computed again, to find hardware that errs: training/rerun.py)
     deterministic: bool = False  # kernels and orders that give the same bits twice, for tests; slower on a GPU
 
 
@@ -111,7 +111,7 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     # MXFP8 needs Blackwell. Blocks of 128 x 128 ("blockwise") run on Hopper, but only where all sizes divide by 128.
     "train.fp8_recipe": ("tensorwise", "delayed"),
     "train.on_divergence": ("stop", "skip", "rewind"),
-    "train.rerun": ("off", "validate"),
+    "train.rerun": ("none", "validate"),
 }
 # Norms alone cannot be: Megatron-core needs Transformer Engine for it, whose norms are one with the layers after them.
 RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
@@ -178,7 +178,7 @@ def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) 
             f"train.fp8_bf16_layers={train.fp8_bf16_layers}: delayed scaling has all layers in FP8: set it to 0, or "
             "use train.fp8_recipe=tensorwise"
         )
-    if train.fp8_recipe == "delayed" and train.rerun != "off":
+    if train.fp8_recipe == "delayed" and train.rerun != "none":
         problems.append(
             f"train.rerun={train.rerun}: delayed scaling changes its scales in every pass, so that a step cannot be "
             "computed again as it was: use train.fp8_recipe=tensorwise, or train.rerun=off"
