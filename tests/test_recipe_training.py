@@ -22,7 +22,7 @@ from onevision.recipe import recipe_from
         ({"model": {"recompute_modules": ["layernorm"]}}, "'layernorm' is not one of core_attn, mlp"),
         ({"performance": {"overlap_param_gather": True}}, "needs performance.overlap_grad_reduce=true"),
         ({"performance": {"cuda_graphs": True}}, "performance.cuda_graphs is no setting: a CUDA graph replays fixed"),
-        ({"performance": {"tp_comm_overlap": True}}, "it overlaps tensor parallelism"),
+        ({"performance": {"tp_comm_overlap": True}}, "of a fixed number of tokens, and images vary"),
     ],
 )
 def test_what_excludes_each_other(values: dict[str, dict[str, object]], line: str) -> None:

@@ -181,6 +181,6 @@ def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) 
     if train.fp8_recipe == "delayed" and train.rerun != "none":
         problems.append(
             f"train.rerun={train.rerun}: delayed scaling changes its scales in every pass, so that a step cannot be "
-            "computed again as it was: use train.fp8_recipe=tensorwise, or train.rerun=off"
+            "computed again as it was: use train.fp8_recipe=tensorwise, or train.rerun=none"
         )
     return problems
