@@ -22,7 +22,9 @@ from onevision.recipe import recipe_from
         ({"model": {"recompute_modules": ["layernorm"]}}, "'layernorm' is not one of core_attn, mlp"),
         ({"performance": {"overlap_param_gather": True}}, "needs performance.overlap_grad_reduce=true"),
         ({"performance": {"cuda_graphs": True}}, "performance.cuda_graphs is no setting: a CUDA graph replays fixed"),
-        ({"performance": {"tp_comm_overlap": True}}, "of a fixed number of tokens, and images vary"),
+        ({"performance": {"tp_comm_overlap": True}}, "user buffers, of a fixed number of tokens"),
+        ({"train": {"spike_factor": 1.0}}, "train.spike_factor=1.0 would call every step bad: set it above 1, or to 0"),
+        ({"train": {"on_divergence": "go on"}}, "train.on_divergence='go on' is not one of stop, skip, rewind"),
     ],
 )
 def test_what_excludes_each_other(values: dict[str, dict[str, object]], line: str) -> None:
