@@ -171,7 +171,7 @@ def test_missing_packs_and_start_weights_are_refused(make_recipe: MakeRecipe, tm
     [
         ({"precision": "fp8"}, "train.precision=fp8 needs a GPU with FP8 units, and there is none here"),
         ({"model": {"preset": "tiny", "backend": "transformer_engine"}}, "Transformer Engine needs a GPU: use"),
-        ({"parallel": {"tensor": 2}}, "parallel.tensor=2 x parallel.context=1 x parallel.pipeline=1 does not divide 1 ranks"),
+        ({"parallel": {"tensor": 2}}, "parallel.tensor=2 x .* does not divide 1 ranks"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused(make_recipe: MakeRecipe, changes: dict[str, Any], line: str) -> None:
