@@ -158,7 +158,7 @@ def train(
                 )
             metrics = Metrics(run, done) if first else None
             progress = TrainingProgress(recipe.name, done, settings.steps)
-            replica = join_replica(recipe.parallel)
+            replica = join_replica(recipe.parallel, patience_minutes)
             loader = PackLoader(
                 inputs.sources,
                 inputs.tokenizer,

@@ -80,13 +80,14 @@ class Replica:
         return patches
 
 
-def join_replica(parallel: ParallelRecipe, patience: timedelta = timedelta(minutes=30)) -> Replica:
-    """Form the group of the ranks that share a copy of the model; all ranks must call it."""
+def join_replica(parallel: ParallelRecipe, patience_minutes: int = 30) -> Replica:
+    """Form the group of the ranks that share a copy of the model; all ranks must call it. A rank that waits longer than
+    `patience_minutes` for the one that reads gets torch's error."""
     if parallel.model_ranks == 1:
         return Replica(None, None)
     own = None
     for ranks in replica_ranks(parallel, dist.get_world_size()):
-        group = dist.new_group(ranks, backend="gloo", timeout=patience)
+        group = dist.new_group(ranks, backend="gloo", timeout=timedelta(minutes=patience_minutes))
         if dist.get_rank() in ranks:
             own = group
     first = parallel_state.is_pipeline_first_stage()
