@@ -65,8 +65,9 @@ def leave_things(call: object) -> None:
 
 
 def change_a_row(call: object) -> None:
-    """A product that goes on with another learning rate."""
-    call.args[0].optimizer.param_groups[0]["lr"] *= 2  # type: ignore[attr-defined]
+    """A product that goes on with other weights."""
+    for parameter in call.args[0].parts[0].parameters():  # type: ignore[attr-defined]
+        parameter.data.mul_(1.1)
 
 
 def test_what_is_wrong_is_found(lab: Lab) -> None:
@@ -81,7 +82,7 @@ def test_what_is_wrong_is_found(lab: Lab) -> None:
         "here was written outside",
         "there was written outside",
         "shown to the user: Traceback",
-        "step 4: lr=",
+        "step 4: loss=",
     ):
         assert found in text
     dies = Case("none", "killed where it should not", injections={0: [Injection(replace(later, step=2), kill)]})

@@ -48,7 +48,7 @@ def test_an_error_for_the_user_arrives_as_its_line_and_exit_code(
 ) -> None:
     with pytest.raises(JobFailed) as raised:
         launch("corpus", samples.bad_data, log_folder=tmp_path)
-    assert (str(raised.value), raised.value.exit_code) == ("corpus.h5: 7 rejected of 9", 3)
+    assert (str(raised.value), raised.value.exit_code) == (r"corpus.h5: 7 rejected\nof 9", 3)
     assert capsys.readouterr() == ("", "")
     assert "7 rejected" in only_log(tmp_path).read_text()
 

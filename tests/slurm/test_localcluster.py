@@ -39,6 +39,13 @@ def srun(cluster: Lab, *command: str) -> list[str]:
     return sorted(run.stdout.splitlines())
 
 
+def answers(cluster: Lab, node: str) -> bool:
+    """Whether a step starts on a node."""
+    command = ["srun", "-Q", "-w", node, "true"]
+    run = subprocess.run(command, env=cluster.slurm.environment(), capture_output=True, timeout=120)
+    return run.returncode == 0
+
+
 def processes(cluster: Lab) -> list[str]:
     """Ids of the processes that are the nodes of a cluster."""
     return subprocess.run(
@@ -100,6 +107,9 @@ def test_a_killed_node_is_gone_with_its_processes_and_comes_back(beside: Lab) ->
     with pytest.raises(LabError, match="node16 does not run"):
         beside("in", "node16", "true")
     beside("start-node", "node16")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not answers(beside, "node16"):  # it is up before it answers
+        time.sleep(1)
     assert srun(beside, "-w", "node16", "hostname") == ["node16"]
 
 

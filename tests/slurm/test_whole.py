@@ -175,7 +175,9 @@ def test_a_rank_that_fails_ends_the_data_step(lab: Lab, last_nodes: Path, recipe
     run_corpus([str(recipe_file), f"site={last_nodes}", "nodes=2", "ranks=4", *settings])
     job = json.loads((tmp_path / "out" / "log" / "slurm" / "corpus.job.json").read_text())["job_id"]
     assert ends_of_jobs(lab, {"corpus": job}) == {"corpus": "FAILED"}
-    (end,) = [row for row in Records(tmp_path / "out" / "log" / "slurm", "corpus").events() if row["event"] == "end"]
+    events = Records(tmp_path / "out" / "log" / "slurm", "corpus").events()
+    *before, end = [row for row in events if row["event"] == "end"]
+    assert all(row["decision"] == "requeue" for row in before), before  # a start that was lost
     assert (end["exit_code"], end["decision"]) == (3, "stop")
     assert "9 of 9 records rejected" in end["message"]
 
