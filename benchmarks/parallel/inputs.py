@@ -26,6 +26,7 @@ KINDS: dict[str, Callable[[int], Sizes]] = {
     "single": lambda i: [(56 + 28 * (i % 3), 56 + 28 * (i % 2))],
     "several": lambda i: [(56, 56 + 28 * (k % 2)) for k in range(2 + i % 3)],
     "text": lambda i: [],
+    "sparse": lambda i: [(56, 56)] if i % 7 == 0 else [],  # few packs have more than one
     "huge": lambda i: [(392, 336)],  # 168 of the 256 tokens
 }
 # Corpora and their weights. Packs hold samples of one corpus: with "unequal" some ranks have text alone, others a huge
@@ -34,6 +35,7 @@ DATA: dict[str, dict[str, float]] = {
     "single": {"single": 1},
     "several": {"several": 1},
     "text": {"text": 1},
+    "sparse": {"sparse": 1},
     "unequal": {"text": 2, "single": 1, "several": 1, "huge": 1},
 }
 FREEZE = {"stage1": ["vision", "language"], "stage1_5": [], "stage2": []}

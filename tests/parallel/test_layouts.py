@@ -34,6 +34,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         ("TP2, vision split", [UNEQUAL, Case("stage1", "single")]),
         ("PP2xVPP2", [UNEQUAL, Case("stage1", "text")]),
         ("PP2xCP2", [Case("stage1", "unequal"), Case("stage1_5", "text")]),
+        ("CP2", [Case("stage1", "sparse")]),
+        ("TP4+SP, vision split", [Case("stage1", "sparse")]),
         ("TP2xPP2xDP2", [UNEQUAL]),
         ("PP2xVPP2xDP2, overlap", [UNEQUAL]),
     ],

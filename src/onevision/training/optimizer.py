@@ -42,9 +42,11 @@ def data_parallel(
     )
     ddp = DistributedDataParallel(config=config, ddp_config=settings, module=wrapped, disable_bucketing=not bucketing)
     ddp.broadcast_params()
-    if performance.overlap_grad_reduce and model.part.first:
+    parallel = recipe.parallel
+    if model.part.first and (performance.overlap_grad_reduce or parallel.context > 1 or parallel.split_vision):
         parts = (model.vision, model.adapter)
-        # A rank whose pack has no image would have no gradients of these, and send its buckets in another order.
+        # A rank that has no image, where others of its group have some, would have no gradients of these, and send its
+        # buckets in another order; or, with the language model frozen, go through no backward pass that others wait in.
         model.always_vision = any(parameter.requires_grad for part in parts for parameter in part.parameters())
     if performance.overlap_param_gather and model.part.last:
         _gather_before_the_head(model, ddp)
