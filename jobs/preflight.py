@@ -18,6 +18,7 @@ from onevision.errors import InputError, OneVisionError
 from onevision.model.layout import architecture_problems, training_problems
 from onevision.model.presets import PRESETS
 from onevision.recipe import ParallelRecipe, Recipe, layout_problems
+from onevision.training.checkpoint_files import checkpoint_steps
 from onevision.training.inputs import check_inputs, input_names, input_paths
 from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
 from onevision.training.run import conflict
@@ -75,7 +76,7 @@ def preflight(
     inputs = check_inputs(recipe, waiting_keys(recipe, waits_for))
     size = checkpoint_bytes(recipe)
     problems = [
-        *training_problems(recipe, ranks),
+        *training_problems(recipe, ranks, begun=bool(checkpoint_steps(recipe.output))),
         *precision_problems(recipe, site),
         *inputs.problems,
         *run_problems(recipe, inputs.fingerprints),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -48,6 +49,8 @@ def ready_model() -> None:
     from onevision.model.megatron import import_megatron
 
     import_megatron()
+    # What was imported stays: no collection of garbage, of which Megatron asks for one a save, is to look through it.
+    gc.freeze()
 
 
 def quiet() -> None:

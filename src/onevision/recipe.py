@@ -404,7 +404,14 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of "
             f"train.micro_batch_size={train.micro_batch_size}"
         )
-    if recipe.checkpoint.local and train.precision == "fp8" and train.fp8_recipe == "delayed":
+    delayed = train.precision == "fp8" and train.fp8_recipe == "delayed"
+    for key, on in (("context", recipe.parallel.context > 1), ("split_vision", recipe.parallel.split_vision)):
+        if delayed and on:
+            problems.append(
+                f"parallel.{key}={str(getattr(recipe.parallel, key)).lower()}: the maxima of delayed FP8 are those of "
+                "all ranks of a copy, of which one without an image asks for none: use train.fp8_recipe=tensorwise"
+            )
+    if recipe.checkpoint.local and delayed:
         problems.append(
             f"checkpoint.local={recipe.checkpoint.local}: the scales of delayed FP8 are not part of a local copy: use "
             "train.fp8_recipe=tensorwise, or no local copies"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from onevision.errors import InputError
 from onevision.model.layout import architecture_problems, start_problems, training_problems
 from onevision.model.presets import PRESETS
 from onevision.model.stages import ends_in_layers, stage_layers
@@ -73,6 +74,16 @@ def test_a_part_of_a_model_needs_weights_to_start_from() -> None:
     assert start_problems(recipe(parallel={"tensor": 2}, train={"init_from": "runs/start"})) == []
     (problem,) = start_problems(recipe(parallel={"tensor": 2}))
     assert "train.init_from is empty" in problem and "`make init` or `make import`" in problem
+    assert training_problems(recipe(parallel={"tensor": 2}, train={"global_batch_size": 8}), 8) == [problem]
+    assert training_problems(recipe(parallel={"tensor": 2}, train={"global_batch_size": 8}), 8, begun=True) == []
+
+
+@pytest.mark.parametrize("parallel", [{"context": 2}, {"tensor": 2, "split_vision": True}])
+def test_maxima_of_images_that_a_rank_has_not_are_refused(parallel: dict[str, Any]) -> None:
+    train = {"precision": "fp8", "fp8_recipe": "delayed"}
+    with pytest.raises(InputError, match=rf"parallel\.{list(parallel)[-1]}=.* the maxima of delayed FP8 are"):
+        recipe(parallel=parallel, train=train)
+    assert recipe(parallel=parallel, train=train | {"fp8_recipe": "tensorwise"})
 
 
 def test_virtual_stages_take_micro_batches_by_the_stage() -> None:

@@ -76,7 +76,7 @@ def language_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
-        deterministic_mode=train is not None and train.deterministic,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
         **recompute,
         **fp8,
         **(_shared(parallel, stage_layers, fused) if parallel is not None else {}),

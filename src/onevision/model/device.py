@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    rendezvous: str = ""  # tcp://host:port or file:///path; empty: a free local port, for a world of one
+    rendezvous: str = ""  # tcp://host:port or file:///path; empty: none, for a world of one
 
 
 def select_device(local_rank: int = 0) -> torch.device:
@@ -58,12 +58,13 @@ def start(ranks: Ranks, seed: int, patience_minutes: int = 30, parallel: Paralle
     else:
         cpu_backend.install()
     if not dist.is_initialized():
+        meeting: dict[str, Any] = {"init_method": ranks.rendezvous} if ranks.rendezvous else {"store": dist.HashStore()}
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=ranks.rendezvous or f"tcp://127.0.0.1:{_free_port()}",
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timedelta(minutes=patience_minutes),
+            **meeting,
         )
     if not parallel_state.is_initialized():
         parallel = parallel or ParallelRecipe()
@@ -93,9 +94,3 @@ def stop() -> None:
 def runtime_context(device: torch.device) -> AbstractContextManager[object]:
     """Context in which Megatron's schedules, optimizer and checkpoints run on `device`."""
     return nullcontext() if device.type == "cuda" else cpu_backend.CudaLiteralsOnCpu()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

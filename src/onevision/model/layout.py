@@ -8,10 +8,12 @@ from onevision.recipe import Recipe, layout_problems
 from onevision.recipe_training import FP8_ROWS
 
 
-def training_problems(recipe: Recipe, world_size: int) -> list[str]:
-    """Everything that keeps a recipe from being trained on `world_size` ranks, whatever its data are."""
+def training_problems(recipe: Recipe, world_size: int, *, begun: bool = False) -> list[str]:
+    """Everything that keeps a recipe from being trained on `world_size` ranks, whatever its data are. A run that has
+    `begun` has a checkpoint, and goes on from it in any layout, however its weights were made."""
     architecture = PRESETS[recipe.model.preset]
-    return layout_problems(recipe, world_size) + architecture_problems(recipe, architecture) + start_problems(recipe)
+    problems = layout_problems(recipe, world_size) + architecture_problems(recipe, architecture)
+    return problems if begun else problems + start_problems(recipe)
 
 
 def architecture_problems(recipe: Recipe, architecture: Architecture) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core.extensions import transformer_engine as te
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -48,7 +49,7 @@ def marked(norm: torch.nn.Module, config: TransformerConfig) -> torch.nn.Module:
     return norm
 
 
-# It asks for the class of an MLP in order to pass the group of tensor parallelism, which the MLP finds by itself.
+# It asks for the class of an MLP in order to pass the group of tensor parallelism; `block_spec` passes it to others.
 logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
     lambda record: "Unknown MLP type" not in record.getMessage()
 )
@@ -125,16 +126,24 @@ def backend_modules(
 
 
 def block_spec(
-    modules: Modules, num_layers: int, mask: AttnMaskType, *, qk_norm: bool = False
+    modules: Modules,
+    num_layers: int,
+    mask: AttnMaskType,
+    *,
+    qk_norm: bool = False,
+    groups: ProcessGroupCollection | None = None,
 ) -> TransformerBlockSubmodules:
     """Spec of `num_layers` pre-norm transformer layers with self-attention and an MLP.
 
-    `mask` is `causal` for language and `no_mask` for vision; packed segments never see each other in either.
+    `mask` is `causal` for language and `no_mask` for vision; packed segments never see each other in either. `groups`
+    are those of the block that is built of it, where they are not the model's.
     """
     fused = modules.norm_linear is not None
     column = modules.norm_linear or modules.column_linear
     head_norm = modules.norm if qk_norm else IdentityOp
     linears = MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)
+    # Megatron's layer hands its group to the class MLP, and to no class that is derived of it.
+    own = {"tp_group": groups.tp} if groups is not None and modules.mlp is not MLP else {}
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -152,7 +161,7 @@ def block_spec(
             ),
             self_attn_bda=modules.bias_add,
             pre_mlp_layernorm=IdentityOp if fused else modules.norm,
-            mlp=ModuleSpec(module=modules.mlp, submodules=linears),
+            mlp=ModuleSpec(module=modules.mlp, submodules=linears, params=own),
             mlp_bda=modules.bias_add,
             sharded_state_dict_keys_map={}
             if fused

@@ -66,7 +66,7 @@ class RiceViT(VisionModule):
         )
         self.decoder = TransformerBlock(
             config,
-            block_spec(modules, architecture.num_layers, AttnMaskType.no_mask),
+            block_spec(modules, architecture.num_layers, AttnMaskType.no_mask, groups=groups),
             post_layer_norm=False,
             pg_collection=groups,
         )

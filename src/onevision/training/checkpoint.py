@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import is_main_replica
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
@@ -26,7 +27,7 @@ from onevision.errors import InputError, OneVisionError, StorageError
 from onevision.files import full_disk, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
-from onevision.training.agreement import of_first_rank
+from onevision.training.agreement import agreed, all_ranks, of_first_rank
 from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
@@ -189,17 +190,14 @@ class Checkpointer:
 
     def _prepare(self, temporary: Path, state: dict[str, Any]) -> None:
         """Make the folder, where there is room; all ranks raise when there is none."""
-        problem: list[str | None] = [None]
-        if dist.get_rank() == 0:
-            try:
-                with storage_errors(temporary):
-                    temporary.mkdir(parents=True)
-                _check_space(temporary, state)
-            except StorageError as error:
-                problem = [str(error)]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise StorageError(problem[0])
+        needed = sum(all_ranks(_own_bytes(state)))
+
+        def make() -> None:
+            with storage_errors(temporary):
+                temporary.mkdir(parents=True)
+            _check_space(temporary, needed)
+
+        agreed(make if dist.get_rank() == 0 else lambda: None)
 
     def _commit(self, temporary: Path, step: int) -> None:
         if dist.get_rank() == 0:
@@ -252,21 +250,18 @@ def _clean_failure(temporary: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_space(folder: Path, state: dict[str, Any]) -> None:
-    needed = 0
+def _own_bytes(state: Any) -> int:
+    """Bytes of the tensors that this rank writes: of what several ranks have, one writes."""
+    if isinstance(state, dict):
+        return sum(map(_own_bytes, state.values()))
+    if isinstance(state, (list, tuple)):
+        return sum(map(_own_bytes, state))
+    data = getattr(state, "data", None)
+    replica = getattr(state, "replica_id", dist.get_rank())  # what is not sharded is written by the first rank
+    return data.nbytes if isinstance(data, torch.Tensor) and is_main_replica(replica) else 0
 
-    def add(value: Any) -> None:
-        nonlocal needed
-        if isinstance(value, dict):
-            for entry in value.values():
-                add(entry)
-        elif isinstance(value, (list, tuple)):
-            for entry in value:
-                add(entry)
-        elif isinstance(data := getattr(value, "data", None), torch.Tensor):
-            needed += data.nbytes
 
-    add(state)
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(

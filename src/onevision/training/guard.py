@@ -140,12 +140,15 @@ class Guard:
         words = {"stop": "", "skip": ": its update is skipped", "rewind": f": back to {found and found[0]}"}[action]
         line = f"step {step}: {fault}{words}{why}; {self._record(step, fault, action, done.totals, remarks)}"
         if action == "stop":
-            raise Diverged(line)
+            raise Diverged(f"{line}; to go on without this step: train.on_divergence=skip{self._more_skips(borne)}")
         self._say(line)
         if action == "rewind":
             return Outcome(done.totals, done.grad_norm, rewind=found)
         self._skipped += 1
         return Outcome(done.totals, done.grad_norm, self._remarks(str(fault), "skip", done))
+
+    def _more_skips(self, borne: int) -> str:
+        return "" if borne < self._recipe.max_skipped_steps else f" train.max_skipped_steps={2 * borne + 1}"
 
     def _compute(
         self, step: int, stepper: Stepper, batches: Sequence[PackedBatch], signum: int

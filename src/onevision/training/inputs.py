@@ -91,8 +91,8 @@ def open_sources(data: DataRecipe) -> Sources:
 
 
 def check_inputs(recipe: Recipe, waits_for: Collection[str] = ()) -> Findings:
-    """Everything that `open_inputs` would refuse, as far as it shows without reading what is large: columns of indexes,
-    files of a checkpoint. `waits_for` names the keys (of `input_paths`) of inputs that do not exist yet and are not
+    """Everything that `open_inputs` would refuse, as far as it shows without reading what is large: shards, files of a
+    checkpoint. `waits_for` names the keys (of `input_paths`) of inputs that do not exist yet and are not
     looked at.
     """
     problems: list[str] = []

@@ -89,7 +89,8 @@ def train(
     stop = StopRequest()
     ranks = ranks or Ranks()
     settings = recipe.train
-    problems = training_problems(recipe, ranks.world_size)
+    begun = bool(checkpoint_files.checkpoint_steps(recipe.output))
+    problems = training_problems(recipe, ranks.world_size, begun=begun)
     problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
     if problems:
         raise InputError("; ".join(problems))

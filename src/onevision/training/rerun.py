@@ -16,8 +16,8 @@ compute the step a second time in place, with the random states of the first. Th
   pass is found, but not placed.
 
 The machine holds off until a first step is complete, as it could not save a checkpoint before; it is told that it is.
-It reads "cuda" in literals, which the CPU's stand-ins answer. Only what shows in loss or gradient norm is found, at the
-cost of two collectives of a few bytes a step.
+It reads "cuda" in literals, which the CPU's stand-ins answer. Only what shows in loss or gradient norm is found. It
+costs a collective of a few bytes a step, and random states that are kept for every micro-batch.
 """
 
 from __future__ import annotations
