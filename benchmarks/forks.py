@@ -21,7 +21,7 @@ from onevision.errors import OneVisionError
 from onevision.model.device import Ranks
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["onevision.training.loop"])
+SERVER.set_forkserver_preload(["benchmarks.loaded"])
 
 
 class Failed(Exception):

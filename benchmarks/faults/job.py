@@ -34,7 +34,7 @@ from onevision.files import read_json, write_json
 from onevision.recipe import Recipe
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["onevision.training.loop", "benchmarks.faults.job"])
+SERVER.set_forkserver_preload(["benchmarks.loaded", "benchmarks.faults.job"])
 
 KILLED = 128 + signal.SIGKILL
 _PEER_SECONDS = 1.0  # how long the others may go on after one has failed; jobs.here gives them ten

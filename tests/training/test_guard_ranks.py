@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,15 +70,28 @@ def test_two_ranks_equal_one_and_a_killed_pair_the_undisturbed(
     assert digests(killed.output, STEPS) == digests(two.output, STEPS)
 
 
-@pytest.mark.parametrize(("layout", "backward"), [("pipeline", False), ("pipeline", True), ("tensor", False)])
+@pytest.mark.parametrize(
+    ("parallel", "backward"),
+    [
+        ({"pipeline": 2, "virtual_pipeline": 2}, False),
+        ({"pipeline": 2, "virtual_pipeline": 2}, True),
+        ({"tensor": 2, "sequence": True}, False),
+        ({"context": 2}, True),
+    ],
+)
 def test_ranks_that_share_a_model_do_the_same(
-    make_recipe: MakeRecipe, tmp_path: Path, layout: str, backward: bool
+    make_recipe: MakeRecipe, tmp_path: Path, parallel: dict[str, Any], backward: bool
 ) -> None:
     """Of a pipeline only the last stage knows the loss, and an error behind its last layer has passed no other one."""
-    stage0 = make_recipe("stage0", stage="stage0")
+    stage0 = make_recipe("stage0", stage="stage0", model={"preset": "mini"})
     initialise(stage0)
-    settings = {"steps": STEPS, "on_divergence": "rewind" if backward else "skip", "init_from": stage0.output}
-    one, two = make_recipe("one", **settings), make_recipe("two", **settings, parallel={layout: 2})
+    settings = {
+        "steps": STEPS,
+        "on_divergence": "rewind" if backward else "skip",
+        "init_from": stage0.output,
+        "model": {"preset": "mini"},
+    }
+    one, two = make_recipe("one", **settings), make_recipe("two", **settings, parallel=parallel)
     fault = Fault(packs_of_step(one, BAD)[:1], backward=backward)
     with forked(train_with, fault, one) as child:
         assert child.join() == 0, child.error

@@ -28,6 +28,7 @@ def set_determinism(on: bool) -> None:
     """Choose for this process; before it touches a GPU."""
     if on:
         os.environ.update(_VARIABLES)
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # to ask costs nothing, to set loads PyTorch's compiler
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = False
