@@ -42,12 +42,11 @@ def test_the_switch_is_for_one_start_and_leaves_nothing_when_off() -> None:
         assert child.join() == 0, child.error
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_runs_on_two_ranks_give_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path, precision: str) -> None:
+def test_two_runs_on_two_ranks_give_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     # Nothing in the model lacks a deterministic kernel, or it would have raised.
-    one, two = (make_recipe(name, steps=3, deterministic=True, precision=precision) for name in ("one", "two"))
+    one, two = (make_recipe(name, steps=3, deterministic=True, precision="bf16") for name in ("one", "two"))
     for recipe in (one, two):
         assert on_two(Fault([]), recipe, tmp_path, recipe.output[-3:]) == [0, 0]
     assert curve(one.output) == curve(two.output)
     assert digests(one.output, 3) == digests(two.output, 3) != {}
-    assert deciding_values(one) == deciding_values(make_recipe(steps=3, precision=precision))
+    assert deciding_values(one) == deciding_values(make_recipe(steps=3, precision="bf16"))
