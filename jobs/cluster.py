@@ -247,9 +247,10 @@ def health_lines(work: Work, site: Site) -> list[str]:
 def teardown_lines(work: Work, site: Site) -> list[str]:
     """Lines of the batch script after srun, whose exit code they find in `$?`."""
     python = python_command(site, gpu=False)
-    command = f"{python} -m jobs.starts end {_quoted(work.records)} $? {site.max_restarts} {_run(work)}".rstrip()
+    states = '"$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o "%N %t")"'
+    more = f"{site.max_restarts} {states} {_run(work)}".rstrip()
     return [
-        f"unfit=$({command})",
+        f"unfit=$({python} -m jobs.starts end {_quoted(work.records)} $? {more})",
         'code=$?; if [ $code = 75 ]; then again "$unfit"; fi',
         "exit $code",
     ]

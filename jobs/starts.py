@@ -1,11 +1,13 @@
 """What the batch script asks at the start and at the end of a job: go on, without which nodes, again or not.
 
-    python -m jobs.starts begin FOLDER NAME [RUN]                  exit code 0: go on
-    python -m jobs.starts fit FOLDER NAME NODES                    0: go on; 75: again, without the nodes it prints
-    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS [RUN]  0: done; 75: again, without the nodes it prints ("-":
-                                                                   none any more; nothing: as before); else stop with
-                                                                   that code
+    python -m jobs.starts begin FOLDER NAME [RUN]
+        exit code 0: go on
+    python -m jobs.starts fit FOLDER NAME NODES
+        0: go on; 75: again, without the nodes it prints
+    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS STATES [RUN]
+        0: done; 75: again, without the nodes it prints ("-": none any more; nothing: as before); else: stop with it
 
+CODE is srun's, STATES names and states of the partition's nodes, a line each (in a container Slurm cannot be asked).
 Slurm counts the starts of a job, and this file remembers how each ended. A start that ended by itself (crash, hang,
 node failure) is tried again as long as there is a new checkpoint between; what another start would only repeat is not.
 """
@@ -21,7 +23,7 @@ from typing import Any
 
 from jobs.health import verdict
 from jobs.records import Records, metrics_ns
-from jobs.slurm import Slurm, SlurmError
+from jobs.slurm import usable_nodes
 from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError, Suspect
 from onevision.files import read_json, write_json
 from onevision.training.bad_steps import read_bad_steps
@@ -89,8 +91,8 @@ def fit(records: Records, nodes: list[str]) -> int:
     return _again(records, "unhealthy", f"not fit, left out from now on: {reasons}")
 
 
-def end(records: Records, code: int, max_restarts: int, run: Path | None) -> int:
-    """Decide what follows srun's exit `code`."""
+def end(records: Records, code: int, max_restarts: int, run: Path | None, states: str = "") -> int:
+    """Decide what follows srun's exit `code`; `states` are empty where Slurm did not answer."""
     _take_back(records, run)
     if code == 0:
         return _end(records, "finished", 0, "", "done")
@@ -103,7 +105,7 @@ def end(records: Records, code: int, max_restarts: int, run: Path | None) -> int
     if crashes < max_restarts:
         text = f"{message} (start {crashes} of at most {max_restarts} without a new checkpoint)"
         if cause == "suspect":
-            text += _leave_out_suspects(records, run)
+            text += _leave_out_suspects(records, run, states)
         return _again(records, cause, text)
     text = f"not started again: {crashes} starts ended without a new checkpoint; the last one: {message}"
     return _end(records, cause, exit_code, text, "stop")
@@ -175,21 +177,19 @@ def _suspects(run: Path | None) -> dict[str, dict[str, Any]]:
     return {node.partition(".")[0]: {"reason": reason, "step": last["step"]} for node in last["nodes"]}
 
 
-def _leave_out_suspects(records: Records, run: Path | None) -> str:
+def _leave_out_suspects(records: Records, run: Path | None, states: str) -> str:
     """Leave out the suspects, if the job has nodes enough without them: they can check themselves too, and a job that
     waits for ever cannot. Returns what is to be said of it."""
     excluded = records.excluded()
     suspects = {node: entry for node, entry in _suspects(run).items() if node not in excluded}
     if not suspects:
         return ""
-    needed, partition = int(os.environ["SLURM_JOB_NUM_NODES"]), os.environ["SLURM_JOB_PARTITION"]
-    kept = f"; {', '.join(suspects)} not left out"
-    try:
-        others = Slurm().usable_nodes(partition) - {*excluded, *suspects}
-    except SlurmError as error:
-        return f"{kept}, as it is not known how many others there are: {error}"
+    needed = int(os.environ["SLURM_JOB_NUM_NODES"])
+    others = usable_nodes(line.split() for line in states.splitlines()) - {*excluded, *suspects}
     if len(others) < needed:
-        return f"{kept}: partition {partition} has {len(others)} other nodes that are up, and the job needs {needed}"
+        known = f"of its partition {len(others)} others are up, and the job needs {needed}"
+        why = known if states else "Slurm does not say how many others are up"
+        return f"; {', '.join(suspects)} not left out: {why}"
     _leave_out(records, suspects)
     return ""
 
@@ -268,7 +268,7 @@ def main(arguments: list[str]) -> int:
         case "fit":
             return fit(records, rest[0].split())
         case "end":
-            return end(records, int(rest[0]), int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+            return end(records, int(rest[0]), int(rest[1]), Path(rest[3]) if len(rest) > 3 else None, rest[2])
     raise InputError(f"unknown question {question!r}")
 
 

@@ -23,7 +23,6 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
         "SLURM_JOB_ID": JOB,
         "SLURM_JOB_NODELIST": "node[01-02]",
         "SLURM_JOB_NUM_NODES": 2,
-        "SLURM_JOB_PARTITION": "gpu",
         "SLURM_NTASKS_PER_NODE": 1,
         "SLURM_RESTART_COUNT": 0,
     }.items():
@@ -197,13 +196,9 @@ def test_begin_tells_where_it_goes_on(records: Records, run: Path) -> None:
     assert json.loads(records.job.read_text())["job_id"] == JOB  # for status, of a plain script
 
 
-def nodes(folder: Path, monkeypatch: pytest.MonkeyPatch, *states: str) -> None:
-    """What Slurm knows of the partition's nodes: those of these states."""
-    sinfo = folder / "sinfo"
-    lines = "".join(f"node{number:02d} {state}\\n" for number, state in enumerate(states, 1))
-    sinfo.write_text(f"#!/bin/sh\n[ \"$*\" = '-h -N -p gpu -o %N %t' ] && printf '{lines}'\n")
-    sinfo.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/bin")
+def nodes(*states: str) -> str:
+    """What Slurm says of the partition's nodes, which have these states."""
+    return "\n".join(f"node{number:02d} {state}" for number, state in enumerate(states, 1))
 
 
 def health(records: Records, node: str, *problems: str) -> None:
@@ -241,12 +236,12 @@ def test_a_profile_that_asks_too_much_is_not_the_nodes_fault(records: Records, s
 NAN = {"what": "loss", "value": "nan", "action": "elsewhere"}
 
 
-def suspect(records: Records, run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def suspect(records: Records, run: Path, states: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """A start ends with what another node is to check: exit code and what the batch script gets."""
     for rank in range(2):
         ended(records, rank, 77, "step 7: loss is nan, and the same when it was computed again", rank)
     capsys.readouterr()
-    code = main(["end", str(records.folder), records.name, "77", "3", str(run)])
+    code = main(["end", str(records.folder), records.name, "77", "3", states, str(run)])
     return code, capsys.readouterr().out
 
 
@@ -255,16 +250,14 @@ def test_what_another_node_is_to_check_starts_again_without_the_one_that_compute
     start: Callable[[int], None],
     run: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    nodes(run, monkeypatch, *["alloc"] * 3)
     steps = BadSteps(run, 0)
     steps.put({"step": 9, **NAN, "time": 1, "nodes": ["node04"]})  # of an earlier start
     steps.put({"step": 7, **NAN, "time": 2, "nodes": ["node02.cluster.site"]})
     found = []
     for number in range(3):
         start(number)
-        found.append(suspect(records, run, capsys))
+        found.append(suspect(records, run, nodes("alloc", "alloc", "idle"), capsys))
     assert found == [(AGAIN, "node02\n"), (AGAIN, "node02\n"), (77, "")]
     assert records.excluded()["node02"]["reason"] == "computed step 7 with loss nan, to be checked"
     assert [row["cause"] for row in records.events() if row["event"] == "end"] == ["suspect"] * 3
@@ -273,8 +266,8 @@ def test_what_another_node_is_to_check_starts_again_without_the_one_that_compute
 @pytest.mark.parametrize(
     ("states", "why"),
     [
-        (["alloc", "alloc", "down*", "drain"], "partition gpu has 1 other nodes that are up, and the job needs 2"),
-        ([], "as it is not known how many others there are: sinfo is not on this machine"),
+        (["alloc", "alloc", "down*", "drain"], "of its partition 1 others are up, and the job needs 2"),
+        ([], "Slurm does not say how many others are up"),
     ],
 )
 def test_where_nodes_would_be_too_few_the_one_that_computed_it_checks_itself(
@@ -282,17 +275,12 @@ def test_where_nodes_would_be_too_few_the_one_that_computed_it_checks_itself(
     start: Callable[[int], None],
     run: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     states: list[str],
     why: str,
 ) -> None:
-    if states:
-        nodes(run, monkeypatch, *states)
-    else:
-        monkeypatch.setenv("PATH", str(run))
     BadSteps(run, 0).put({"step": 7, **NAN, "time": 2, "nodes": ["node02"]})
     start(0)
-    assert suspect(records, run, capsys) == (AGAIN, "")
+    assert suspect(records, run, nodes(*states), capsys) == (AGAIN, "")
     assert not records.excluded()
     assert "node02 not left out" in records.events()[-1]["message"] and why in records.events()[-1]["message"]
 
@@ -303,10 +291,8 @@ def test_a_node_whose_value_came_again_on_another_is_taken_back(
     start: Callable[[int], None],
     run: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     unfit: bool,
 ) -> None:
-    nodes(run, monkeypatch, *["idle"] * 5)
     start(0)
     for node in ("node01", "node02"):
         health(records, node, *(["7 of 8 GPUs"] if unfit and node == "node01" else []))
@@ -315,7 +301,8 @@ def test_a_node_whose_value_came_again_on_another_is_taken_back(
     for step, action in ((7, "skip"), (8, "stop")):
         start(step)
         steps.put({"step": step, **NAN, "time": step, "nodes": ["node02"]})
-        assert suspect(records, run, capsys) == (AGAIN, "node01,node02\n" if unfit else "node02\n")
+        found = suspect(records, run, nodes(*["idle"] * 5), capsys)
+        assert found == (AGAIN, "node01,node02\n" if unfit else "node02\n")
         steps.put({"step": step, **NAN, "action": action, "time": step, "nodes": ["node02"]})
         checkpoint(run, step)
         start(step + 100)
