@@ -206,12 +206,12 @@ def setup_lines(work: Work, site: Site) -> list[str]:
         "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))",
         "export SUBMITIT_LOG_LEVEL=WARNING",
         "trap : TERM  # the ranks hear it too; how they end decides below",
-        "again() {  # queue this job again, without the nodes $1",
+        "again() {  # queue this job again, without the nodes $1 (-: none any more; empty: as before)",
         "    trap '' TERM  # Slurm ends this script when it queues the job again",
         "    for _ in $(seq 60); do",
         '        case $(squeue -h -j "$SLURM_JOB_ID" -o %T) in',
         '        RUNNING) scontrol requeue "$SLURM_JOB_ID" &&',
-        '            { [ -z "$1" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1"; exit 75; } ;;',
+        '            { [ -z "$1" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${1#-}"; exit 75; } ;;',
         "        ?*) exit 75 ;;  # cancelled, or queued again already",
         "        esac",
         "        sleep 5  # the controller does not answer",
@@ -247,9 +247,10 @@ def health_lines(work: Work, site: Site) -> list[str]:
 def teardown_lines(work: Work, site: Site) -> list[str]:
     """Lines of the batch script after srun, whose exit code they find in `$?`."""
     python = python_command(site, gpu=False)
-    command = f"{python} -m jobs.starts end {_quoted(work.records)} $? {site.max_restarts} {_run(work)}".rstrip()
+    states = '"$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o "%N %t")"'
+    more = f"{site.max_restarts} {states} {_run(work)}".rstrip()
     return [
-        f"unfit=$({command})",
+        f"unfit=$({python} -m jobs.starts end {_quoted(work.records)} $? {more})",
         'code=$?; if [ $code = 75 ]; then again "$unfit"; fi',
         "exit $code",
     ]

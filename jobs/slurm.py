@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,15 +139,19 @@ class Slurm:
     def _partition(self, values: dict[str, str]) -> Partition:
         name, limit = values["PartitionName"], values.get("MaxTime", "UNLIMITED")
         rows = [line.split() for line in self.ask("sinfo", "-h", "-N", "-p", name, "-o", "%N %t %G").splitlines()]
-        usable = [row for row in rows if not re.match(r"down|drain|drng|fail|maint|unk|inval", row[1])]
         gpus = [sum(map(int, re.findall(r"gpu(?::\w+)?:(\d+)", row[2]))) for row in rows]
         return Partition(
             name=name,
             minutes=None if limit == "UNLIMITED" else _minutes(limit),
             nodes=len({row[0] for row in rows}),
-            available=len({row[0] for row in usable}),
+            available=len(usable_nodes(rows)),
             gpus_per_node=min(gpus, default=0),
         )
+
+
+def usable_nodes(rows: Iterable[Sequence[str]]) -> set[str]:
+    """Names of the nodes that are not down or drained, of rows that begin with name and state (sinfo's %N and %t)."""
+    return {row[0] for row in rows if not re.match(r"down|drain|drng|fail|maint|unk|inval", row[1])}
 
 
 def _minutes(limit: str) -> int:

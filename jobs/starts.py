@@ -1,10 +1,13 @@
 """What the batch script asks at the start and at the end of a job: go on, without which nodes, again or not.
 
-    python -m jobs.starts begin FOLDER NAME [RUN]                  exit code 0: go on
-    python -m jobs.starts fit FOLDER NAME NODES                    0: go on; 75: again, without the nodes it prints
-    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS [RUN]  0: done; 75: again, without the nodes it prints, if
-                                                                   any; else stop with that code
+    python -m jobs.starts begin FOLDER NAME [RUN]
+        exit code 0: go on
+    python -m jobs.starts fit FOLDER NAME NODES
+        0: go on; 75: again, without the nodes it prints
+    python -m jobs.starts end FOLDER NAME CODE MAX_RESTARTS STATES [RUN]
+        0: done; 75: again, without the nodes it prints ("-": none any more; nothing: as before); else: stop with it
 
+CODE is srun's, STATES names and states of the partition's nodes, a line each (in a container Slurm cannot be asked).
 Slurm counts the starts of a job, and this file remembers how each ended. A start that ended by itself (crash, hang,
 node failure) is tried again as long as there is a new checkpoint between; what another start would only repeat is not.
 """
@@ -20,6 +23,7 @@ from typing import Any
 
 from jobs.health import verdict
 from jobs.records import Records, metrics_ns
+from jobs.slurm import usable_nodes
 from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError, Suspect
 from onevision.files import read_json, write_json
 from onevision.training.bad_steps import read_bad_steps
@@ -83,26 +87,26 @@ def fit(records: Records, nodes: list[str]) -> int:
     if not bad:
         return 0
     reasons = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
-    _end(records, "unhealthy", AGAIN, f"not fit, left out from now on: {reasons}", "requeue")
-    _leave_out(records, bad)
-    return AGAIN
+    _leave_out(records, {node: {"reason": reason} for node, reason in bad.items()})
+    return _again(records, "unhealthy", f"not fit, left out from now on: {reasons}")
 
 
-def end(records: Records, code: int, max_restarts: int, run: Path | None) -> int:
-    """Decide what follows srun's exit `code`."""
+def end(records: Records, code: int, max_restarts: int, run: Path | None, states: str = "") -> int:
+    """Decide what follows srun's exit `code`; `states` are empty where Slurm did not answer."""
+    _take_back(records, run)
     if code == 0:
         return _end(records, "finished", 0, "", "done")
     cause, exit_code, message = judge(records, code)
     if cause == "interrupted":
-        return _end(records, cause, AGAIN, message, "requeue")
+        return _again(records, cause, message)
     if cause == "failed":
         return _end(records, cause, exit_code, message, "stop")
     crashes = 1 + former_crashes(records.events(), _job()[0], progress(run)[0])
     if crashes < max_restarts:
         text = f"{message} (start {crashes} of at most {max_restarts} without a new checkpoint)"
         if cause == "suspect":
-            _leave_out(records, _suspects(run))
-        return _end(records, cause, AGAIN, text, "requeue")
+            text += _leave_out_suspects(records, run, states)
+        return _again(records, cause, text)
     text = f"not started again: {crashes} starts ended without a new checkpoint; the last one: {message}"
     return _end(records, cause, exit_code, text, "stop")
 
@@ -162,25 +166,58 @@ def progress(run: Path | None) -> tuple[int, int]:
     return max(steps, default=0), last
 
 
-def _suspects(run: Path | None) -> dict[str, str]:
-    """The nodes that computed what another one is to check, where it is known which, with the reason."""
+def _suspects(run: Path | None) -> dict[str, dict[str, Any]]:
+    """The nodes that computed what another one is to check, where it is known which, with the reason and the step."""
     rows = [row for row in read_bad_steps(run) if row["action"] == "elsewhere"] if run is not None else []
     if not rows:
         return {}
     last = max(rows, key=lambda row: row["time"])
+    reason = f"computed step {last['step']} with {last['what']} {last['value']}, to be checked"
     # A host's name may have a domain, which Slurm's name of the node has not.
-    return {
-        node.partition(".")[0]: f"computed step {last['step']} with {last['what']} {last['value']}, to be checked"
-        for node in last["nodes"]
-    }
+    return {node.partition(".")[0]: {"reason": reason, "step": last["step"]} for node in last["nodes"]}
 
 
-def _leave_out(records: Records, nodes: dict[str, str]) -> None:
-    """Remember nodes with the reason, and print all that are left out, for the batch script."""
-    known = records.excluded() | {node: {"reason": reason, "time": time.time()} for node, reason in nodes.items()}
-    if known:
-        write_json(records.bad_nodes, known)
-        print(",".join(sorted(known)))
+def _leave_out_suspects(records: Records, run: Path | None, states: str) -> str:
+    """Leave out the suspects, if the job has nodes enough without them: they can check themselves too, and a job that
+    waits for ever cannot. Returns what is to be said of it."""
+    excluded = records.excluded()
+    suspects = {node: entry for node, entry in _suspects(run).items() if node not in excluded}
+    if not suspects:
+        return ""
+    needed = int(os.environ["SLURM_JOB_NUM_NODES"])
+    others = usable_nodes(line.split() for line in states.splitlines()) - {*excluded, *suspects}
+    if len(others) < needed:
+        known = f"of its partition {len(others)} others are up, and the job needs {needed}"
+        why = known if states else "Slurm does not say how many others are up"
+        return f"; {', '.join(suspects)} not left out: {why}"
+    _leave_out(records, suspects)
+    return ""
+
+
+def _take_back(records: Records, run: Path | None) -> None:
+    """No longer leave out nodes that were suspect of a value which another start has computed too: it was the batch."""
+    try:
+        rows = read_bad_steps(run) if run is not None else []
+    except InputError:
+        return  # the next start refuses the file, with that line
+    believed = {row["step"] for row in rows if "nodes" in row and row["action"] in ("stop", "skip", "rewind")}
+    excluded = records.excluded()
+    kept = {node: entry for node, entry in excluded.items() if entry.get("step") not in believed}
+    if kept != excluded:
+        write_json(records.bad_nodes, kept)
+
+
+def _leave_out(records: Records, nodes: dict[str, dict[str, Any]]) -> None:
+    """Remember nodes with the reason."""
+    now = {node: entry | {"time": time.time()} for node, entry in nodes.items()}
+    write_json(records.bad_nodes, records.excluded() | now)
+
+
+def _again(records: Records, cause: str, message: str) -> int:
+    """Another start, for the batch script: prints the nodes that it is to do without."""
+    if records.bad_nodes.exists():
+        print(",".join(sorted(records.excluded())) or "-")
+    return _end(records, cause, AGAIN, message, "requeue")
 
 
 def _first_end(records: Records) -> tuple[str, str]:
@@ -231,7 +268,7 @@ def main(arguments: list[str]) -> int:
         case "fit":
             return fit(records, rest[0].split())
         case "end":
-            return end(records, int(rest[0]), int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+            return end(records, int(rest[0]), int(rest[1]), Path(rest[3]) if len(rest) > 3 else None, rest[2])
     raise InputError(f"unknown question {question!r}")
 
 

@@ -83,7 +83,7 @@ def test_everything_of_a_profile_arrives(tmp_path: Path) -> None:
     assert {name: asked.get(name) for name in expected} == expected
     for line in ("module load cuda/12", "export NCCL_SOCKET_IFNAME=ib0", "export NCCL_NET=IB", "--mem-bind=local"):
         assert line in text
-    assert "$? 5 runs/8b/stage1_5" in text
+    assert '$? 5 "$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o "%N %t")" runs/8b/stage1_5)' in text
     assert "apptainer exec --nv --bind" in text
     assert "/images/x.sif python -u -m submitit" in text
 

@@ -196,6 +196,11 @@ def test_begin_tells_where_it_goes_on(records: Records, run: Path) -> None:
     assert json.loads(records.job.read_text())["job_id"] == JOB  # for status, of a plain script
 
 
+def nodes(*states: str) -> str:
+    """What Slurm says of the partition's nodes, which have these states."""
+    return "\n".join(f"node{number:02d} {state}" for number, state in enumerate(states, 1))
+
+
 def health(records: Records, node: str, *problems: str) -> None:
     records.health.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"node": node, "problems": problems, "measured": {}, "time": 0})
@@ -228,24 +233,85 @@ def test_a_profile_that_asks_too_much_is_not_the_nodes_fault(records: Records, s
     assert not records.excluded()
 
 
+NAN = {"what": "loss", "value": "nan", "action": "elsewhere"}
+
+
+def suspect(records: Records, run: Path, states: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """A start ends with what another node is to check: exit code and what the batch script gets."""
+    for rank in range(2):
+        ended(records, rank, 77, "step 7: loss is nan, and the same when it was computed again", rank)
+    capsys.readouterr()
+    code = main(["end", str(records.folder), records.name, "77", "3", states, str(run)])
+    return code, capsys.readouterr().out
+
+
 def test_what_another_node_is_to_check_starts_again_without_the_one_that_computed_it(
-    records: Records, start: Callable[[int], None], run: Path, capsys: pytest.CaptureFixture[str]
+    records: Records,
+    start: Callable[[int], None],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     steps = BadSteps(run, 0)
-    row = {"what": "loss", "value": "nan", "action": "elsewhere"}
-    steps.put({"step": 9, **row, "time": 1, "nodes": ["node04"]})  # of an earlier start
-    steps.put({"step": 7, **row, "time": 2, "nodes": ["node02.cluster.site"]})
-    codes = []
+    steps.put({"step": 9, **NAN, "time": 1, "nodes": ["node04"]})  # of an earlier start
+    steps.put({"step": 7, **NAN, "time": 2, "nodes": ["node02.cluster.site"]})
+    found = []
     for number in range(3):
         start(number)
-        for rank in range(2):
-            ended(records, rank, 77, "step 7: loss is nan, and the same when it was computed again", rank)
-        capsys.readouterr()
-        codes.append(main(["end", str(records.folder), records.name, "77", "3", str(run)]))
-        assert capsys.readouterr().out == ("" if number == 2 else "node02\n")
-    assert codes == [AGAIN, AGAIN, 77]
+        found.append(suspect(records, run, nodes("alloc", "alloc", "idle"), capsys))
+    assert found == [(AGAIN, "node02\n"), (AGAIN, "node02\n"), (77, "")]
     assert records.excluded()["node02"]["reason"] == "computed step 7 with loss nan, to be checked"
     assert [row["cause"] for row in records.events() if row["event"] == "end"] == ["suspect"] * 3
+
+
+@pytest.mark.parametrize(
+    ("states", "why"),
+    [
+        (["alloc", "alloc", "down*", "drain"], "of its partition 1 others are up, and the job needs 2"),
+        ([], "Slurm does not say how many others are up"),
+    ],
+)
+def test_where_nodes_would_be_too_few_the_one_that_computed_it_checks_itself(
+    records: Records,
+    start: Callable[[int], None],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    states: list[str],
+    why: str,
+) -> None:
+    BadSteps(run, 0).put({"step": 7, **NAN, "time": 2, "nodes": ["node02"]})
+    start(0)
+    assert suspect(records, run, nodes(*states), capsys) == (AGAIN, "")
+    assert not records.excluded()
+    assert "node02 not left out" in records.events()[-1]["message"] and why in records.events()[-1]["message"]
+
+
+@pytest.mark.parametrize("unfit", [True, False])
+def test_a_node_whose_value_came_again_on_another_is_taken_back(
+    records: Records,
+    start: Callable[[int], None],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    unfit: bool,
+) -> None:
+    start(0)
+    for node in ("node01", "node02"):
+        health(records, node, *(["7 of 8 GPUs"] if unfit and node == "node01" else []))
+    assert fit(records, ["node01", "node02"]) == (AGAIN if unfit else 0)
+    steps = BadSteps(run, 0)
+    for step, action in ((7, "skip"), (8, "stop")):
+        start(step)
+        steps.put({"step": step, **NAN, "time": step, "nodes": ["node02"]})
+        found = suspect(records, run, nodes(*["idle"] * 5), capsys)
+        assert found == (AGAIN, "node01,node02\n" if unfit else "node02\n")
+        steps.put({"step": step, **NAN, "action": action, "time": step, "nodes": ["node02"]})
+        checkpoint(run, step)
+        start(step + 100)
+        log(records, EXIT_75)
+        ended(records, 0, 75, "saved", 0)
+        capsys.readouterr()
+        assert end(records, 75, 3, run) == AGAIN
+        assert capsys.readouterr().out == ("node01\n" if unfit else "-\n")
+        assert list(records.excluded()) == (["node01"] if unfit else [])
 
 
 def test_where_it_is_not_known_which_node_erred_none_is_left_out(

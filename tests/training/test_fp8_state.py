@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from onevision.model.device import Ranks, runtime_context, start
+from onevision.recipe import ParallelRecipe
 from onevision.training.fp8_state import load_scales, scales, sharded_scales
 from tests.forks import forked
 
@@ -33,38 +34,68 @@ class Scaled(torch.nn.Linear):
         """From uint8."""
         self.kept = pickle.loads(state.numpy().tobytes())
 
+    def reset_fp8_meta_tensors(self) -> None:
+        """To what they are in the first step."""
+        self.kept = 1.0
 
-def save_or_load(folder: Path, rank: int, ranks: int, name: str, expected: tuple[float, str | None] | None) -> None:
-    """Save scales of 10 + rank, or load them and compare with those expected."""
-    device = start(Ranks(rank, ranks, rank, ranks, f"file://{folder / name}"), 1)
+
+def model_of(stage: int, kept: float | None) -> torch.nn.Module:
+    """A pipeline stage's only layer, which is the first one there, and number `stage` of the model."""
+    layer = torch.nn.Sequential(Scaled(kept), torch.nn.Linear(2, 2))
+    layer.layer_number = stage + 1
+    return torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])})
+
+
+Expected = tuple[float, str | None]
+
+
+def save_or_load(
+    folder: Path, rank: int, layout: tuple[int, int], name: str, expected: Expected | None, kept: float | None
+) -> None:
+    """Save scales of 10 + rank, or load them where `kept` is, and compare with those expected."""
+    ranks, stages = layout
+    device = start(Ranks(rank, ranks, rank, ranks, f"file://{folder / name}"), 1, 5, ParallelRecipe(pipeline=stages))
     with runtime_context(device):
+        stage = rank * stages // ranks
         if expected is None:
-            model = torch.nn.Sequential(Scaled(10.0 + rank), torch.nn.Linear(2, 2))
+            model = model_of(stage, 10.0 + rank)
             (folder / "checkpoint").mkdir(exist_ok=True)
             dist.barrier()
             dist_checkpointing.save(sharded_scales([model], rank, ranks), str(folder / "checkpoint"))
         else:
-            model = torch.nn.Sequential(Scaled(), torch.nn.Linear(2, 2))
-            assert scales([model]) == {}
+            model = model_of(stage, kept)
+            if kept is None:
+                assert scales([model]) == {}
             told = load_scales(folder / "checkpoint", [model], True, rank, ranks)
-            assert model[0].kept == expected[0]
+            found = [module.kept for module in model.modules() if isinstance(module, Scaled)]
+            assert found == [expected[0]]
             assert (told or "").partition(": ")[2] == (expected[1] or "")
         dist.barrier()
 
 
-def run(folder: Path, ranks: int, name: str, expected: list[tuple[float, str | None]] | None) -> None:
+def run(
+    folder: Path, layout: tuple[int, int], name: str, expected: list[Expected] | None, kept: float | None = None
+) -> None:
     with ExitStack() as stack:
         children = [
-            stack.enter_context(forked(save_or_load, folder, rank, ranks, name, expected and expected[rank]))
-            for rank in range(ranks)
+            stack.enter_context(forked(save_or_load, folder, rank, layout, name, expected and expected[rank], kept))
+            for rank in range(layout[0])
         ]
         codes = [child.join() for child in children]
-        assert codes == [0] * ranks, [child.error for child in children]
+        assert codes == [0] * layout[0], [child.error for child in children]
+
+
+LINE = "FP8 scales of 2 ranks go on with {}: a rank takes those of one with its layers"
 
 
 def test_every_rank_has_its_own_scales_again_and_another_number_of_ranks_is_told(tmp_path: Path) -> None:
-    run(tmp_path, 2, "save", None)
-    run(tmp_path, 2, "same", [(10.0, None), (11.0, None)])
-    line = "FP8 scales of 2 ranks go on with {}: a rank takes those of rank modulo 2"
-    run(tmp_path, 1, "one", [(10.0, line.format(1))])
-    run(tmp_path, 3, "three", [(value, line.format(3)) for value in (10.0, 11.0, 10.0)])
+    run(tmp_path, (2, 1), "save", None)
+    run(tmp_path, (2, 1), "same", [(10.0, None), (11.0, None)])
+    run(tmp_path, (3, 1), "three", [(value, LINE.format(3)) for value in (10.0, 11.0, 10.0)])
+
+
+def test_a_pipeline_stage_takes_scales_of_its_own_layers_or_none(tmp_path: Path) -> None:
+    run(tmp_path, (2, 2), "save", None)
+    run(tmp_path, (4, 2), "four", [(value, LINE.format(4)) for value in (10.0, 10.0, 11.0, 11.0)])
+    others = "its FP8 scales are of other layers for 1 of 2 ranks: there they start anew"
+    run(tmp_path, (2, 1), "whole", [(10.0, others), (1.0, others)], kept=5.0)  # as in a rewind

@@ -14,9 +14,11 @@ import pytest
 
 from onevision.errors import Busy, InputError
 from onevision.files import read_json
-from onevision.recipe import Recipe, load_recipe, recipe_dict
+from onevision.recipe import CheckpointRecipe, Recipe, load_recipe, recipe_dict
+from onevision.training import checkpoint_files
 from onevision.training.checkpoint_files import checkpoint_steps, find
 from onevision.training.history import read_metrics
+from onevision.training.local_copy import LocalCopies
 from onevision.training.loop import initialise, train
 from onevision.training.run import deciding_values
 from tests.forks import forked, wait_for
@@ -53,7 +55,11 @@ def test_a_run_learns_and_leaves_everything_a_reader_needs(make_recipe: MakeReci
     assert checkpoint_steps(run) == [20, 30]
     lineage = read_json(run / "lineage.json")
     assert lineage["inputs"]["packs"] == lineage["made_from"]["packs"]["step.json"]["summary"]["fingerprint"]
-    assert train(recipe) == summary  # done already
+    local = run.parent / "local"
+    local.mkdir()
+    (local / "run.json").write_text('{"run": "another", "id": "another"}')
+    assert train(replace(recipe, checkpoint=CheckpointRecipe(local=str(local)))) == summary  # done already
+    assert (local / "run.json").exists()
     assert len(read_metrics(run)) == 30
 
 
@@ -63,6 +69,34 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary_ends_well(make
     (Path(recipe.output) / "step.json").unlink()
     assert train(recipe) == summary | {"resumed_after": 2, "seconds": ANY}
     assert [row["step"] for row in read_metrics(recipe.output)] == [1, 2]
+
+
+class Killed(BaseException):
+    """Raised where a run is to end at once."""
+
+
+def test_a_whole_checkpoint_is_kept_where_local_copies_and_broken_checkpoints_are_newer(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"interval": 1, "keep": 1, "asynchronous": False, "local": str(tmp_path / "local"), "local_interval": 2}
+    recipe = make_recipe(checkpoint=settings)
+
+    def ends_after(original: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            original(*args)
+            raise Killed
+
+        return call
+
+    monkeypatch.setattr(LocalCopies, "save", ends_after(LocalCopies.save))
+    with pytest.raises(Killed):
+        train(recipe)
+    broken = Path(recipe.output) / "checkpoints" / "step_00000002"
+    broken.mkdir()
+    monkeypatch.setattr(checkpoint_files, "prune", ends_after(checkpoint_files.prune))
+    with pytest.raises(Killed):
+        train(recipe)
+    assert checkpoint_steps(recipe.output) == [1, 2]
 
 
 def test_micro_batches_of_two_packs_give_the_same_loss(make_recipe: MakeRecipe) -> None:

@@ -25,7 +25,7 @@ LINE = "was killed from outside"
 
 
 def cases() -> list[Case]:
-    """Used; damaged on one rank; of another step, layout or run; no room."""
+    """Used; damaged on one rank; of another step, history, rank, layout or run; no room."""
     dies = [Injection(Moment("", "onevision.model.adapter:PatchMerger.forward", DIES_IN), kill)]
     half = [Injection(Moment("", "torch:save", DIES_IN - 1, number=1, after=True), kill)]
     killed = partial(Case, FAULT, codes=(KILLED,), line=LINE, settings=SETTINGS, final=_gone)
@@ -51,6 +51,12 @@ def cases() -> list[Case]:
         checkpoint("of one rank missing", world=partial(_damaged, remove, "step_00000005.json"), said=none),
         checkpoint("of one rank gone with its node", world=_gone_with_node, said=none),
         checkpoint("of another layout", world=_other_layout, said="rank 1: that of step 5 is of another layout"),
+        checkpoint(
+            "of steps that another start did again",
+            world=_done_again,
+            said="that of step 5 is of steps that were done again since; the checkpoint of step 4 used",
+        ),
+        disturbed("with those of a rank that is gone", world=_more_ranks, resumed=5),
         disturbed(
             "the newest of one rank damaged, the one before is whole",
             settings=(*saved, "checkpoint.interval=3"),
@@ -101,6 +107,18 @@ def _other_layout(place: Place) -> Iterator[Repair]:
             record.write_text(re.sub(r'"tensor": 1', '"tensor": 2', text), encoding="utf-8")
 
     yield change
+
+
+@contextmanager
+def _done_again(place: Place) -> Iterator[Repair]:
+    """What a start without these copies leaves, on other nodes and from the checkpoint."""
+    yield lambda: (place.run / "local_copies.json").write_text('{"start": "of another node"}') and None
+
+
+@contextmanager
+def _more_ranks(place: Place) -> Iterator[Repair]:
+    ranks = place.folder / "node"
+    yield lambda: shutil.copytree(ranks / "rank_00001", ranks / "rank_00002") and None
 
 
 @contextmanager

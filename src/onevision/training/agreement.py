@@ -34,14 +34,30 @@ def agreed(call: Callable[[], T]) -> T:
     Raises:
         OneVisionError: rank 0's, on all ranks: none is left waiting for one that has ended.
     """
-    try:
-        mine: tuple[Any, OneVisionError | None] = (call(), None)
-    except OneVisionError as error:
-        mine = (None, error)
-    value, raised = of_first_rank(mine)
+    value, raised = of_first_rank(_tried(call))
     if raised is not None:
         raise raised
     return value
+
+
+def everyone(call: Callable[[], T]) -> list[T]:
+    """What the ranks get of the call, in their order, on all ranks.
+
+    Raises:
+        OneVisionError: of the first rank that failed, on all ranks: none is left waiting for one that has ended.
+    """
+    results = all_ranks(_tried(call))
+    for _, raised in results:
+        if raised is not None:
+            raise raised
+    return [value for value, _ in results]
+
+
+def _tried(call: Callable[[], T]) -> tuple[Any, OneVisionError | None]:
+    try:
+        return call(), None
+    except OneVisionError as error:
+        return None, error
 
 
 def highest(number: int, device: torch.device) -> int:

@@ -5,15 +5,19 @@ same nodes goes on from `checkpoint.local_interval` steps ago at most. A copy fi
 is no checkpoint: it is lost with its node, and gone when the run is finished.
 
     checkpoint.local/run.json                        whose copies these are
+    checkpoint.local/rank_00003/run.json             the same, with the claim of the newest start with that rank here
     checkpoint.local/rank_00003/step_00000040.pt     the state, by torch.save; read with weights_only
     checkpoint.local/rank_00003/step_00000040.json   step, start, layout, size and digest: with it the copy is whole
 
-`start` is of the process that wrote it: copies of one step and of one start belong together.
+`start` names the first of the starts that computed the steps up to the copy without going back between. The run folder
+has it too (local_copies.json): a start that goes on from a checkpoint writes a new one before it computes the steps
+behind it again, so that copies of a history that is no longer the run's are not used, on whatever node they wait.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shutil
 from contextlib import suppress
@@ -23,39 +27,65 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from onevision.errors import InputError, StorageError
-from onevision.files import full_disk, read_json, storage_errors, write_json
+from onevision.errors import InputError, OneVisionError, StorageError
+from onevision.files import full_disk, read_json, read_record, storage_errors, write_json
 from onevision.fingerprint import file_digest
 from onevision.recipe import Recipe
-from onevision.training.agreement import all_ranks
+from onevision.training.agreement import agreed, all_ranks, everyone, of_first_rank
 from onevision.training.local_state import layout
 from onevision.training.run import run_id
 
 KEEP = 2
 OWNER = "run.json"
+HISTORY = "local_copies.json"
 Copy = tuple[int, str]  # step, start
 
 
+def discard(recipe: Recipe, run: Path) -> None:
+    """The run is finished: remove its copies on this node, if there are any. Raises nothing: they are of no use, and
+    the folder may be another run's by now."""
+    folder = _folder(recipe)
+    with suppress(OneVisionError, OSError):
+        (run / HISTORY).unlink(missing_ok=True)
+        if read_record(folder / OWNER, id=str)["id"] == _number(run):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def let_go(run: Path) -> None:
+    """A start without local copies, on rank 0: those of earlier starts are of no use from now on."""
+    (run / HISTORY).unlink(missing_ok=True)
+
+
 class LocalCopies:
-    """This rank's copies. All ranks make the same calls in the same order."""
+    """This rank's copies. All ranks make the same calls in the same order; what fails on one is raised on all."""
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
-        """Open the folder that the recipe names, for the run in `run`.
+        """Open the folder that the recipe names, for the run in `run`, and remove from it what is of ranks that are not
+        on this node any more.
 
         Raises:
-            InputError: the folder holds the copies of another run, or is another user's.
+            InputError: the folder holds the copies of another run, is another user's, or cannot be made.
+            StorageError: there is no room.
         """
-        self.folder = Path(recipe.checkpoint.local).absolute()
+        self.folder = _folder(recipe)
         self.layout = layout(recipe)
+        self._history = run / HISTORY
         self._own = self.folder / f"rank_{dist.get_rank():05d}"
-        self._start = all_ranks(secrets.token_hex(8))[0]
-        problems = [text for text in all_ranks(self._claim(run)) if text]
-        if problems:
-            raise InputError(problems[0])
+        self._start = ""  # until `newest` has decided
+        number = agreed(lambda: _number(run))  # file systems may show an older run.json to others than rank 0
+        claim = of_first_rank(secrets.token_hex(8))
+        everyone(lambda: self._claim({"run": str(run.absolute()), "id": number, "claim": claim}))
+        self._sweep(claim)
 
     def newest(self, after: int) -> Path | None:
-        """This rank's part of the newest copy that all ranks have whole, of a step later than `after`: the step of the
-        newest checkpoint. Rank 0 says why one that is newer is not used. What is of no use is removed."""
+        """This rank's part of the newest copy that all ranks have whole, of a step later than `after`, the step of the
+        newest checkpoint, and of the run's history. Rank 0 says why one that is newer is not used. What is of no use is
+        removed. To be called once, before anything is computed or written.
+
+        Raises:
+            StorageError: a disk is full, or a copy cannot be removed.
+        """
+        self._start = of_first_rank(self._written_start())
         mine, reason = self._whole(after)
         found = all_ranks((set(mine), reason))
         common = set.intersection(*(copies for copies, _ in found))
@@ -72,58 +102,81 @@ class LocalCopies:
         if reasons and dist.get_rank() == 0:
             instead = f"those of step {chosen[0]}" if chosen else f"the checkpoint of step {after}" if after else "none"
             print(f"local copies in {self.folder}: {reasons[0]}; {instead} used", flush=True)
-        self._remove_but(set() if chosen is None else {chosen[0]})
-        return None if chosen is None else mine[chosen]
+        if chosen is None:
+            self.forget()
+            return None
+        everyone(lambda: self._remove_but(chosen[0]))
+        return mine[chosen]
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write this rank's state after `step`; the newest two are kept.
+        """Write this rank's state after `step`; the newest two are kept. There are never more: all ranks have the one
+        before, as its `save` ended well, when they remove the one before that and write this one.
 
         Raises:
             StorageError: there is no room on some rank's node.
         """
-        path = self._own / f"step_{step:08d}.pt"
-        problems = [text for text in all_ranks(self._write(path, step, state)) if text]
-        if problems:
-            raise StorageError(problems[0])
-        for old in sorted(self._own.glob("step_*.json"))[:-KEEP]:
-            old.unlink()
-            old.with_suffix(".pt").unlink()
+        everyone(lambda: self._write(step, state))
 
     def forget(self) -> None:
-        """Steps that were done are done again, another way: what there is belongs to a future that does not come."""
-        self._start = all_ranks(secrets.token_hex(8))[0]
-        self._remove_but(set())
+        """Steps that were done are done again, maybe another way: what there is belongs to a future that does not come.
+        To be called before anything of that future is dropped from the run folder.
 
-    def remove(self) -> None:
-        """The run is finished: remove what is of this rank, and the folder when it was the last."""
-        shutil.rmtree(self._own, ignore_errors=True)
-        with suppress(OSError):
-            if [path.name for path in self.folder.iterdir()] == [OWNER]:
-                (self.folder / OWNER).unlink()
-                self.folder.rmdir()
+        Raises:
+            StorageError: a disk is full, or a copy cannot be removed.
+        """
+        start = secrets.token_hex(8)
+        first = dist.get_rank() == 0
+        agreed(lambda: write_json(self._history, {"start": start}) if first else None)
+        self._start = of_first_rank(start)
+        everyone(lambda: self._remove_but(None))
 
-    def _claim(self, run: Path) -> str:
-        """Make the folder this run's; what keeps it from being so."""
-        number = run_id(run)
+    def _claim(self, record: dict[str, str]) -> None:
+        """Make the folder this run's, and this rank's part of it this start's.
+
+        Raises:
+            InputError, StorageError: what keeps it from being so.
+        """
+        owner = self.folder / OWNER
+        mine = self.folder / f".{self._own.name}.{record['claim']}"
+        where = f"checkpoint.local={self.folder} on {platform.node()}"
         try:
-            self._own.mkdir(parents=True, exist_ok=True, mode=0o700)
-            owner = self.folder / OWNER
-            if self.folder.stat().st_uid != os.getuid():
-                return f"checkpoint.local={self.folder} belongs to another user: choose another folder"
-            mine = self._own / OWNER
-            write_json(mine, {"run": str(run.absolute()), "id": number})
-            with suppress(FileExistsError):
-                os.link(mine, owner)  # whole, and only one can be first
-            mine.unlink()
-            known = read_json(owner)
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if self.folder.stat().st_uid != os.getuid():
+                    raise InputError(f"{where} belongs to another user: choose another folder")
+                try:
+                    write_json(mine, record)
+                    with suppress(FileExistsError):
+                        os.link(mine, owner)  # whole, and only one can be first
+                    known = read_record(owner, run=str, id=str)
+                    if known["id"] != record["id"]:
+                        raise InputError(
+                            f"{where} holds local copies of run {known['run']}: choose another folder, or remove it if "
+                            "they are not needed"
+                        )
+                    self._own.mkdir(exist_ok=True, mode=0o700)
+                    mine.replace(self._own / OWNER)
+                finally:
+                    mine.unlink(missing_ok=True)
         except OSError as error:
-            return f"checkpoint.local={self.folder} cannot be used: {error.strerror}; choose another folder"
-        if known.get("id") == number:
+            raise InputError(f"{where} cannot be used: {error.strerror}; choose another folder") from None
+
+    def _sweep(self, claim: str) -> None:
+        """Remove the copies of ranks that this start has not here: of a start with more ranks, or with others here."""
+        for folder in self.folder.glob("rank_*"):
+            try:
+                known = read_record(folder / OWNER).get("claim")
+            except InputError:  # a part that this start has claimed is readable
+                known = None
+            if known != claim:
+                shutil.rmtree(folder, ignore_errors=True)  # others of this node do the same
+
+    def _written_start(self) -> str:
+        """The start that copies must be of; empty where there is none, or it is not known: none is of it then."""
+        try:
+            return str(read_record(self._history, start=str)["start"])
+        except InputError:
             return ""
-        return (
-            f"checkpoint.local={self.folder} holds local copies of run {known.get('run')}: choose another folder, or "
-            "remove it if they are not needed"
-        )
 
     def _whole(self, after: int) -> tuple[dict[Copy, Path], str]:
         """Copies by step and start that seem whole, and what is wrong with the newest that is of no use."""
@@ -135,21 +188,27 @@ class LocalCopies:
                 path = record.with_suffix(".pt")
                 if step <= after:
                     continue
-                if about["layout"] != self.layout:
+                if start != self._start:
+                    reason = f"that of step {step} is of steps that were done again since"
+                elif about["layout"] != self.layout:
                     reason = f"that of step {step} is of another layout or version: {about['layout']}"
                 elif not path.exists() or path.stat().st_size != about["bytes"]:
                     reason = f"{path} is missing or has another size than it was written with"
                 else:
                     found[step, start] = path
-            except (InputError, KeyError, TypeError, ValueError, AttributeError):
+            except (InputError, OSError, KeyError, TypeError, ValueError, AttributeError):
                 reason = f"{record} is damaged"
         return found, reason
 
-    def _write(self, path: Path, step: int, state: dict[str, Any]) -> str:
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        path = self._own / f"step_{step:08d}.pt"
         temporary = path.with_name(f".{path.name}.tmp")
-        needed, free = _bytes(state), shutil.disk_usage(self._own).free
         try:
             with storage_errors(path):
+                for old in sorted(self._own.glob("step_*.json"))[: 1 - KEEP]:
+                    old.unlink(missing_ok=True)
+                    old.with_suffix(".pt").unlink(missing_ok=True)
+                needed, free = _bytes(state), shutil.disk_usage(self._own).free
                 if needed > free:
                     raise StorageError(f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free")
                 with temporary.open("wb") as file:
@@ -159,27 +218,46 @@ class LocalCopies:
                 about = {"step": step, "start": self._start, "layout": self.layout}
                 about |= {"bytes": path.stat().st_size, "digest": digest}
                 write_json(path.with_suffix(".json"), about)
-        except (OSError, RuntimeError, StorageError) as error:  # torch answers a failed write with a RuntimeError
-            temporary.unlink(missing_ok=True)
+        except (OSError, RuntimeError, OneVisionError) as error:  # torch answers a failed write with a RuntimeError
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             full = full_disk(error)
             reason = full.strerror if full is not None else str(error).splitlines()[0]
-            return (
+            raise StorageError(
                 f"local copy {path} could not be written: {reason}; checkpoints are untouched: make room, or set "
                 "checkpoint.local to another folder, or to nothing"
-            )
-        return ""
+            ) from None
 
-    def _remove_but(self, steps: set[int]) -> None:
-        keep = {f"step_{step:08d}{suffix}" for step in steps for suffix in (".pt", ".json")}
-        for path in self._own.iterdir():
-            if path.name not in keep:
-                path.unlink()
+    def _remove_but(self, step: int | None) -> None:
+        keep = {OWNER} | {f"step_{step:08d}{suffix}" for suffix in (".pt", ".json") if step is not None}
+        try:
+            for path in self._own.iterdir():
+                if path.name not in keep:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename} of local copies cannot be removed: {error.strerror}; remove it, or set "
+                "checkpoint.local to another folder, or to nothing"
+            ) from None
+
+
+def _folder(recipe: Recipe) -> Path:
+    return Path(recipe.checkpoint.local).absolute()
+
+
+def _number(run: Path) -> str:
+    """What tells the run from others, those that were in its folder before included."""
+    return run_id(run) or str(run.absolute())
 
 
 def _damage(path: Path) -> str:
     """What is wrong with the content of a copy; empty if it is what was written."""
-    about = read_json(path.with_suffix(".json"))
-    return "" if file_digest(path) == about["digest"] else f"{path} was altered: its digest is not that of its record"
+    try:
+        written = read_record(path.with_suffix(".json"), digest=str)["digest"]
+        altered = file_digest(path) != written
+    except (OneVisionError, OSError) as error:
+        return f"{path} cannot be read: {error}"
+    return f"{path} was altered: its digest is not that of its record" if altered else ""
 
 
 def _difference(found: list[set[Copy]]) -> str:

@@ -74,7 +74,7 @@ def restore(path: Path, parts: Sequence[torch.nn.Module], optimizer: Any, schedu
                     _fill(held, tensors)
                 for group, values in zip(inner.param_groups, state["groups"], strict=True):
                     group.update(values)
-    except (ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path} does not fit this model: {reason}; remove it, the newest checkpoint is used then"

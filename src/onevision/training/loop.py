@@ -22,14 +22,14 @@ from onevision.model.device import Ranks, runtime_context, select_device, set_th
 from onevision.model.layout import training_problems
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files, local_state
-from onevision.training.agreement import agreed, highest, of_first_rank
+from onevision.training.agreement import agreed, everyone, highest, of_first_rank
 from onevision.training.determinism import set_determinism
 from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
 from onevision.training.guard import Guard
 from onevision.training.heartbeat import Heartbeat
 from onevision.training.inputs import open_inputs, parents
-from onevision.training.local_copy import LocalCopies
+from onevision.training.local_copy import LocalCopies, discard, let_go
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
 from onevision.training.parts import build_model, build_parts
@@ -111,7 +111,7 @@ def train(
         summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
         if summary is not None:
             if recipe.checkpoint.local:
-                LocalCopies(recipe, run).remove()
+                discard(recipe, run)
             return summary
         threads = set_threads(settings.threads, ranks.local_size)
         allow_tf32(settings.tf32)
@@ -119,6 +119,8 @@ def train(
             # Weights, optimizer and schedule: of the run's last checkpoint, else of the stage before.
             found = agreed(lambda: checkpoint_files.newest_of_run(run) if first else None)
             copies = LocalCopies(recipe, run) if recipe.checkpoint.local else None
+            if copies is None and first:
+                let_go(run)
             local = copies.newest(found[1]["step"] if found else 0) if copies is not None else None
             parts = build_parts(recipe, device)
             architecture = parts[0].architecture
@@ -129,7 +131,7 @@ def train(
             optimizer, scheduler = stepper.optimizer, stepper.scheduler
             done, guarded = 0, None
             if local is not None:
-                restored = local_state.restore(local, stepper.ddp, optimizer, scheduler)
+                restored, *_ = everyone(lambda: local_state.restore(local, stepper.ddp, optimizer, scheduler))
                 done, guarded = restored["step"], restored["guard"]
             elif found is not None:
                 done, guarded = checkpoint.load_training(*found, parts, optimizer, scheduler)
@@ -140,7 +142,8 @@ def train(
                 run, architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
             )
             if first:
-                checkpoint_files.prune(run, done, recipe.checkpoint.keep)
+                # Not those up to `done`: what is newer than `found` is broken.
+                checkpoint_files.prune(run, found[1]["step"] if found else 0, recipe.checkpoint.keep)
             guard = Guard(settings, saver, inputs.sources, device)
             guard.begin_after(done, guarded)
 
@@ -197,11 +200,11 @@ def train(
                 learning_rate = stepper.learning_rate
                 outcome = guard.step(step, stepper, batches, stop.signum)
                 if outcome.rewind is not None:
+                    if copies is not None:
+                        copies.forget()
                     step, guarded = checkpoint.load_training(*outcome.rewind, parts, optimizer, scheduler)
                     guard.begin_after(step, guarded)
                     batches_of_steps.close()
-                    if copies is not None:
-                        copies.forget()
                     batches_of_steps = replica.share(loader, step, settings.steps)
                     watch.close()
                     if metrics is not None:
@@ -269,5 +272,5 @@ def train(
         metrics.close()
         write_json(run / "step.json", {"step": recipe.stage, "inputs": inputs.fingerprints, "summary": summary})
     if copies is not None:
-        copies.remove()
+        discard(recipe, run)
     return summary
