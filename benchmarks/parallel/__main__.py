@@ -2,9 +2,9 @@
 
 Each layout trains 10 steps of the mini model in FP32 on each kind of data (`benchmarks.parallel.inputs`), as stage 1
 and as stage 1.5 freeze it (stage 2 freezes nothing either), and loss and gradient norm of every step are compared with
-those of one process. Then runs are stopped in one layout and go on in another one. The result is written to
-benchmarks/results/parallel.json. With only=TEXT only layouts and pairs whose name holds the text; with strict=1 an
-unmet goal gives exit code 1.
+those of one process. Then runs are stopped in one layout and go on in another one. Two layouts run beside each other:
+ranks wait for each other half of their time. The result is written to benchmarks/results/parallel.json. With only=TEXT
+only layouts and pairs whose name holds the text; with strict=1 an unmet goal gives exit code 1.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +30,7 @@ from onevision.progress import bar, duration
 
 STAGES = ("stage1", "stage1_5")
 CASES = [Case(stage, data) for stage in STAGES for data in DATA]
+AT_ONCE = 2
 RESUMED = Case("stage1_5", "unequal")
 GOAL = f"loss and gradient norm within {TOLERANCE:.0e} of one process, every planned sample once"
 
@@ -57,47 +61,59 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(folder: Path, layouts: list[Layout], pairs: list[tuple[str, str]]) -> list[Row]:
-    print("drawing the data, initialising the weights", flush=True)
+    print("drawing the data, initialising the weights, training with one process", flush=True)
     make_inputs(folder)
     comparison = Comparison(folder)
+    for case in CASES if layouts else [RESUMED]:
+        comparison.reference(case)
     table = Table(title=GOAL)
     for column in ("layout", "ranks", *map(str, CASES)):
         table.add_column(column)
-    rows, began, total = [], time.monotonic(), len(layouts) + len(pairs)
-
-    def progress(done: int, name: str) -> None:
-        passed = time.monotonic() - began
-        left = f"ETA {duration(passed / done * (total - done))}" if done else ""
-        print(f"{bar(done / total)} {done}/{total} {name} {left}", flush=True)
-
-    for done, layout in enumerate(layouts):
-        progress(done, layout.name)
-        try:
-            found = comparison.run(layout, CASES)
-        except Failed as error:
-            table.add_row(layout.name, str(layout.ranks), str(error).splitlines()[-1])
-            rows.append(_row(layout.name, "all", None))
-            continue
-        table.add_row(layout.name, str(layout.ranks), *(_text(found[case]) for case in CASES))
-        rows += [_row(layout.name, str(case), found[case]) for case in CASES]
     resumed = Table(title=f"Stopped in one layout, ended in another ({RESUMED}): {GOAL}")
     for column in ("from", "to", "difference"):
         resumed.add_column(column)
-    for done, (before, after) in enumerate(pairs, start=len(layouts)):
-        progress(done, f"{before} -> {after}")
-        try:
-            difference = comparison.resumed(named(before), named(after), RESUMED)
-        except Failed as error:
-            resumed.add_row(before, after, str(error).splitlines()[-1])
-            rows.append(_row(f"{before} -> {after}", str(RESUMED), None))
-            continue
-        resumed.add_row(before, after, _text(difference))
-        rows.append(_row(f"{before} -> {after}", str(RESUMED), difference))
-    progress(total, "")
+    rows: list[Row] = []
+    names = [layout.name for layout in layouts] + [f"{before} -> {after}" for before, after in pairs]
+    calls: list[Callable[[], dict[Case, Difference]]] = [partial(comparison.run, layout, CASES) for layout in layouts]
+    calls += [partial(_resumed, comparison, *map(named, pair)) for pair in pairs]
+    places = [(table, [layout.name, str(layout.ranks)], CASES) for layout in layouts]
+    places += [(resumed, list(pair), [RESUMED]) for pair in pairs]
+    for name, found, (shown, cells, cases) in zip(names, _in_turn(names, calls), places, strict=True):
+        if isinstance(found, Failed):
+            shown.add_row(*cells, str(found).splitlines()[-1])
+            rows.append(_row(name, "all", None))
+        else:
+            shown.add_row(*cells, *(_text(found[case]) for case in cases))
+            rows += [_row(name, str(case), found[case]) for case in cases]
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(resumed)
     return rows
+
+
+def _resumed(comparison: Comparison, before: Layout, after: Layout) -> dict[Case, Difference]:
+    return {RESUMED: comparison.resumed(before, after, RESUMED)}
+
+
+def _in_turn(
+    names: list[str], calls: list[Callable[[], dict[Case, Difference]]]
+) -> Iterator[dict[Case, Difference] | Failed]:
+    """What the calls give, in their order, while a bar shows how many are done."""
+    began, total = time.monotonic(), len(calls)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        pending = [pool.submit(call) for call in calls]
+        for done, (name, future) in enumerate(zip(names, pending, strict=True)):
+            passed = time.monotonic() - began
+            left = f"ETA {duration(passed / done * (total - done))}" if done else ""
+            print(f"{bar(done / total)} {done}/{total} {name} {left}", flush=True)
+            try:
+                yield future.result()
+            except Failed as error:
+                yield error
+            except BaseException:  # Ctrl-C: those that have not begun are left out
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    print(f"{bar(1.0)} {total}/{total}", flush=True)
 
 
 def _text(found: Difference) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from onevision.training.history import read_metrics
 from onevision.training.inputs import open_sources
 from onevision.training.loop import train
 
+SECONDS = 1800.0  # that all cases of a layout may take, on a machine that may be busy with something else
 TOLERANCE = 1e-5  # of loss and gradient norm, relative; FP32
 
 
@@ -57,7 +59,7 @@ class Comparison:
     def __init__(self, folder: Path, steps: int = 10) -> None:
         self.folder, self.steps = folder, steps
         self.outputs: dict[tuple[str, Case], Path] = {}  # the last run of a layout
-        self._runs = 0
+        self._runs = count(1)
         self._references: dict[Case, list[dict[str, Any]]] = {}
 
     def run(self, layout: Layout, cases: Sequence[Case]) -> dict[Case, Difference]:
@@ -67,9 +69,9 @@ class Comparison:
             Failed: a rank ended with an error.
         """
         for case in cases:
-            self._reference(case)
+            self.reference(case)
         recipes = [self._recipe(case, layout) for case in cases]
-        run_ranks(layout.ranks, _train_all, recipes)
+        run_ranks(layout.ranks, _train_all, recipes, seconds=SECONDS)
         return {case: self._difference(case, recipe) for case, recipe in zip(cases, recipes, strict=True)}
 
     def resumed(self, before: Layout, after: Layout, case: Case, stop_after: int = 4) -> Difference:
@@ -78,24 +80,24 @@ class Comparison:
         Raises:
             Failed: a rank ended with another error.
         """
-        self._reference(case)
+        self.reference(case)
         first = self._recipe(case, before)
-        run_ranks(before.ranks, _train_until, first, stop_after)
+        run_ranks(before.ranks, _train_until, first, stop_after, seconds=SECONDS)
         done = len(read_metrics(first.output))
         if not stop_after <= done < self.steps:
             raise Failed(0, None, f"it was stopped after {done} of {self.steps} steps")
-        run_ranks(after.ranks, _train_all, [self._recipe(case, after, Path(first.output))])
+        run_ranks(after.ranks, _train_all, [self._recipe(case, after, Path(first.output))], seconds=SECONDS)
         return self._difference(case, first)
 
     def _recipe(self, case: Case, layout: Layout, output: Path | None = None) -> Recipe:
-        self._runs += 1
-        output = output or self.folder / "runs" / str(self._runs)
+        output = output or self.folder / "runs" / str(next(self._runs))
         self.outputs[layout.name, case] = output
         return recipe_for(
             self.folder, output, case.data, case.stage, layout.parallel, layout.performance, steps=self.steps
         )
 
-    def _reference(self, case: Case) -> list[dict[str, Any]]:
+    def reference(self, case: Case) -> list[dict[str, Any]]:
+        """The rows of one process."""
         if case not in self._references:
             recipe = self._recipe(case, ONE)
             run_ranks(1, _train_all, [recipe])
@@ -103,7 +105,7 @@ class Comparison:
         return self._references[case]
 
     def _difference(self, case: Case, recipe: Recipe) -> Difference:
-        found, expected = read_metrics(recipe.output), self._reference(case)
+        found, expected = read_metrics(recipe.output), self.reference(case)
         sources = open_sources(recipe.data)
         plan = Plan(sources, recipe.seed, recipe.train.global_batch_size)
         planned = [(step, digest(plan.samples(step))) for step in range(1, self.steps + 1)]
