@@ -27,6 +27,9 @@ data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence
 # A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
 weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 
+comma := ,
+space := $(subst ,, )
+
 # The Python of gpu-check: the one that is named, else that of .venv, else python3. A machine with a GPU has its PyTorch
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
@@ -124,14 +127,17 @@ fault-check: $(READY)  ## kill, freeze, damage and fill up real training runs on
 
 ##@ Results
 
-eval: $(READY)  ## accuracy of RUN per category
-	@$(JOBS) evaluate $(run) $(place) $(ARGS)
+eval: $(READY)  ## RUN on its held-out questions, or on TASKS=a,b of lmms-eval: STEP=n, MODEL_CLASS=onevision_exported
+	@$(JOBS) evaluate $(run) $(if $(TASKS),tasks=$(subst $(space),$(comma),$(strip $(TASKS)))) $(STEP:%=step=%) $(MODEL_CLASS:%=model=%) $(place) $(ARGS)
 
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
 export: $(READY)  ## Hugging Face directory of RUN: TO=dir
 	@$(JOBS) export $(run) $(TO:%=to=%) $(place) $(ARGS)
+
+eval-check: $(READY)  ## three ways of asking the same questions agree; kill -9 keeps answers; exceptions are counted
+	@.venv/bin/python -m benchmarks.evaluation $(ARGS)
 
 ##@ Slurm
 
@@ -204,6 +210,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval report export slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check report export slurm-up slurm-down slurm-check scripts \
   parallel-check fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

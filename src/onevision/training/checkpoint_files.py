@@ -147,8 +147,20 @@ def check_architecture(folder: Path, content: dict[str, Any], architecture: Arch
         raise InputError(f"{folder} is a checkpoint of model {found['name']}: " + ", ".join(different))
 
 
-def commit(temporary: Path, run: Path, step: int, architecture: Architecture, keep: int) -> Path:
-    """Make a written folder the checkpoint of `step`, and remove all but the newest `keep`; returns its folder."""
+def nothing_awaited(step: int) -> bool:
+    """No checkpoint is kept for its step."""
+    return False
+
+
+def commit(
+    temporary: Path,
+    run: Path,
+    step: int,
+    architecture: Architecture,
+    keep: int,
+    awaited: Callable[[int], bool] = nothing_awaited,
+) -> Path:
+    """Make a written folder the checkpoint of `step`, and `prune`; returns its folder."""
     folder = step_folder(run, step)
     files = {
         path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
@@ -159,14 +171,16 @@ def commit(temporary: Path, run: Path, step: int, architecture: Architecture, ke
     if folder.exists():  # a broken one of the same step
         _remove(folder)
     temporary.rename(folder)
-    prune(run, step, keep)
+    prune(run, step, keep, awaited)
     return folder
 
 
-def prune(run: str | Path, step: int, keep: int) -> None:
-    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they do not count."""
+def prune(run: str | Path, step: int, keep: int, awaited: Callable[[int], bool] = nothing_awaited) -> None:
+    """Remove all checkpoints up to that of `step` but the newest `keep`, and those that are `awaited(step)`: by an
+    evaluation that has not been there yet. Later ones are broken: they do not count."""
     for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
-        _remove(step_folder(run, old))
+        if not awaited(old):
+            _remove(step_folder(run, old))
 
 
 def remove_leftovers(run: str | Path) -> None:
