@@ -47,8 +47,8 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
     model = own.get("model") or MODELS[0]
     if model not in MODELS:
         raise InputError(f"model={model} is not one of {', '.join(MODELS)}")
-    exported = own.get("exported") or str(run / "export")
-    if model == MODELS[1] and not (Path(exported) / "config.json").exists():
+    exported = (own.get("exported") or str(run / "export")) if model == MODELS[1] else ""
+    if exported and not (Path(exported) / "config.json").exists():
         raise InputError(f"{exported} is not an exported folder (no config.json): run make export first, or name it")
     step = _number(own, "step")
     _, content = find(step_folder(run, step) if step else run, verify_sizes)

@@ -1,6 +1,8 @@
 """The model `onevision_exported` of lmms-eval: an exported folder, through lmms-eval's own class for the architecture.
 
 That class catches what goes wrong in generation and goes on with an empty answer; here it is a failure of the question.
+And it has each image resized by qwen_vl_utils before the folder's processor does it again; here the processor alone
+does, as in training, and neither that package nor torchvision is needed.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lmms_eval.models.chat.llava_onevision1_5 as lmms_eval_class
 import torch
 from lmms_eval.models.chat.llava_onevision1_5 import Llava_OneVision1_5
 
 from onevision.errors import InputError
 from onevision.evaluation.harness.keeping import Keeping
+from onevision.evaluation.harness.quiet import quiet
 from onevision.evaluation.harness.sharing import Share, not_launched
 from onevision.files import read_json
 from onevision.fingerprint import file_digest
@@ -54,6 +58,8 @@ class OneVisionExported(Keeping, Llava_OneVision1_5):
             raise InputError(f"batch_size={batch_size}: lmms-eval's class is asked one question at a time, set it to 1")
         if threads:
             torch.set_num_threads(threads)
+        quiet(lmms_eval_class)
+        lmms_eval_class.process_vision_info = images_of
         with not_launched():
             Llava_OneVision1_5.__init__(
                 self, pretrained=str(folder), device=device, device_map=device, batch_size=1, **pixels
@@ -75,7 +81,7 @@ class OneVisionExported(Keeping, Llava_OneVision1_5):
     @property
     def model(self) -> Any:
         """The transformers model."""
-        return self.network
+        return self._model if hasattr(self, "_model") else self.network
 
     def ask(self, questions: list[tuple[Any, ...]]) -> list[str]:
         """Answers by lmms-eval's class; what it caught is raised."""
@@ -94,6 +100,18 @@ class OneVisionExported(Keeping, Llava_OneVision1_5):
                 raise
 
         return told
+
+
+def images_of(conversations: list[list[dict[str, Any]]]) -> tuple[list[Any] | None, None]:
+    """The images of conversations in their order, as they are; there are no videos.
+
+    Raises:
+        InputError: there are.
+    """
+    parts = [part for messages in conversations for message in messages for part in message["content"]]
+    if any(part["type"] not in ("text", "image") for part in parts):
+        raise InputError("a question with a video: this model is given text and images only")
+    return [part["image"] for part in parts if part["type"] == "image"] or None, None
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
+import lmms_eval.api.task
+import lmms_eval.evaluator
 import lmms_eval.tasks
 import numpy as np
 import torch
 from lmms_eval.evaluator import evaluate
 from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
-from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from onevision.evaluation.harness.heldout import write_heldout
 from onevision.evaluation.harness.keeping import Keeping
 from onevision.evaluation.harness.places import FOLDER, MODELS, TaskRun, result_file
 from onevision.evaluation.harness.published import TASKS, beside, score
+from onevision.evaluation.harness.quiet import quiet
 from onevision.evaluation.harness.sharing import Share, not_launched
 from onevision.evaluation.harness.tasks import TaskFiles, write_heldout_task, write_local_task
 from onevision.files import write_json
@@ -59,9 +59,7 @@ def run_tasks(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> 
         DataError: more of a task's questions failed than `evaluation.max_failed`, or a task could not be scored. The
             results are written.
     """
-    datasets.disable_progress_bars()
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING", format="lmms-eval: {message}")
+    quiet(lmms_eval.evaluator, lmms_eval.api.task)
     files = {task: _files(recipe, asked, task) for task in asked.tasks} if share.rank == 0 else {}
     share.done()
     share.wait_for_others()  # what the first rank has written is read by all
@@ -126,12 +124,14 @@ def _refuse(results: list[dict[str, Any]], max_failed: float, folder: Path) -> N
 
 def _files(recipe: Recipe, asked: TaskRun, task: str) -> TaskFiles | None:
     """The task files of data on this disk; None for a task whose data lmms-eval finds by itself."""
-    folder = asked.folder / "tasks" / task
+    root, folder = Path(asked.run) / FOLDER, asked.folder / "tasks" / task
     evaluation = recipe.evaluation
     if task == HELDOUT_TASK:
-        data = write_heldout(evaluation.corpus, Path(asked.run) / FOLDER / "heldout").folder
-        return write_heldout_task(folder, data, evaluation.max_new_tokens)
-    return write_local_task(folder, task, KNOWN, Path(evaluation.data)) if evaluation.data else None
+        data = write_heldout(evaluation.corpus, root / "heldout").folder
+        return write_heldout_task(folder, root / "cache", data, evaluation.max_new_tokens)
+    if not evaluation.data:
+        return None
+    return write_local_task(folder, root / "cache", task, KNOWN, Path(evaluation.data))
 
 
 def _model(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> Keeping:
@@ -280,14 +280,13 @@ def _leave_out(loaded: Loaded, failures: dict[tuple[str, int], str]) -> None:
         part._instances = [request for request in part.instances if (name, request.doc_id) not in failures]
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
     """The figures of a part of a task, without the names of filters: "accuracy,none" is accuracy."""
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for key, value in values.items():
         name = key.partition(",")[0]
-        if name in found or name == "alias" or value in (None, "N/A", []):
-            continue
-        found[name] = value if isinstance(value, int | float) else str(value)
+        if name not in found and isinstance(value, int | float | np.number):
+            found[name] = float(value)
     return found
 
 

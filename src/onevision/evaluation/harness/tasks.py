@@ -37,14 +37,15 @@ class TaskFiles:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def write_heldout_task(folder: Path, data: Path, max_new_tokens: int) -> TaskFiles:
-    """The task file of the held-out questions that stand in `data`/test.parquet."""
-    generation = {"max_new_tokens": max_new_tokens, "temperature": 0, "do_sample": False}
-    values = {"generation_kwargs": generation}
-    return TaskFiles(folder, dict([_write(folder, HELDOUT_TASK, HELDOUT_FILE, {"test": [data / FILE]}, values)]))
+def write_heldout_task(folder: Path, cache: Path, data: Path, max_new_tokens: int) -> TaskFiles:
+    """The task file of the held-out questions that stand in `data`/test.parquet. The `datasets` package keeps what it
+    reads in `cache`."""
+    values = {"generation_kwargs": {"max_new_tokens": max_new_tokens, "temperature": 0, "do_sample": False}}
+    digest = _write(folder / f"{HELDOUT_TASK}.yaml", cache, HELDOUT_FILE, {"test": [data / FILE]}, values)
+    return TaskFiles(folder, {HELDOUT_TASK: digest})
 
 
-def write_local_task(folder: Path, task: str, known: Path, data: Path) -> TaskFiles | None:
+def write_local_task(folder: Path, cache: Path, task: str, known: Path, data: Path) -> TaskFiles | None:
     """The task files of a standard task, or of the tasks of a group, whose data lies in folders of their names in
     `data`; None where it does not. `known` is the folder of lmms-eval's tasks.
 
@@ -60,8 +61,9 @@ def write_local_task(folder: Path, task: str, known: Path, data: Path) -> TaskFi
         raise InputError(f"{task} is made of {len(names)} tasks, and there is no data for some: {', '.join(absent)}")
     digests = {}
     for name, path in names:
-        files = {split: split_files(data / name, split, splits) for splits in [_splits(path)] for split in splits}
-        digests |= dict([_write(folder, name, path, files, {})])
+        splits = _splits(path)
+        files = {split: split_files(data / name, split, splits) for split in splits}
+        digests[name] = _write(folder / f"{name}.yaml", cache, path, files, {})
     if names[0][0] != task:
         group = {key: value for key, value in _values(task_file(task, known)).items() if key != "include"}
         write_text(folder / f"{task}.yaml", yaml.safe_dump(group, allow_unicode=True, sort_keys=False))
@@ -113,20 +115,21 @@ def split_files(folder: Path, split: str, splits: list[str]) -> list[Path]:
     return files
 
 
-def _write(folder: Path, task: str, base: Path, files: dict[str, list[Path]], more: dict[str, Any]) -> tuple[str, str]:
+def _write(file: Path, cache: Path, base: Path, data: dict[str, list[Path]], more: dict[str, Any]) -> str:
+    """Write a task file that includes `base`; returns the digest of its data."""
     values = {
         "include": str(base.absolute()),
-        "task": task,
+        "task": file.stem,
         "dataset_path": "parquet",
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {split: [str(path.absolute()) for path in paths] for split, paths in files.items()},
-            "cache_dir": str((folder.parent / "cache").absolute()),
+            "data_files": {split: [str(path.absolute()) for path in paths] for split, paths in data.items()},
+            "cache_dir": str(cache.absolute()),
         },
         **more,
     }
-    write_text(folder / f"{task}.yaml", yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
-    return task, value_digest({split: [file_digest(path) for path in paths] for split, paths in files.items()})
+    write_text(file, yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+    return value_digest({split: [file_digest(path) for path in paths] for split, paths in data.items()})
 
 
 class _Loader(yaml.SafeLoader):
