@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -62,7 +63,13 @@ def task_work(recipe: Recipe, asked: TaskRun, nodes: int) -> Work:
 
 
 def tasks_here(recipe: Recipe, asked: TaskRun) -> list[dict[str, Any]]:
-    """The job itself, in every rank."""
+    """The job itself, in every rank.
+
+    Raises:
+        InputError: lmms-eval is not installed.
+    """
+    if importlib.util.find_spec("lmms_eval") is None:
+        raise InputError("lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock")
     ready_model()
     from onevision.evaluation.harness.run import run_tasks
     from onevision.evaluation.harness.sharing import join

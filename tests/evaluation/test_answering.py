@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from onevision.errors import DataError
 from onevision.evaluation.harness.answering import FAILED_IN_A_ROW, Asked, answer_all
 from onevision.evaluation.harness.responses import Response, ResponseStore, response_key
-from tests.forks import forked, wait_for
+from tests.forks import wait_for
 
 
 def _asked(count: int, group: str = "") -> list[Asked[int]]:
@@ -86,20 +87,30 @@ def test_a_key_is_of_everything_that_decides_an_answer() -> None:
     assert len(keys) == 7
 
 
-def _slow(folder: Path) -> None:
-    def ask(numbers: list[int]) -> list[str]:
-        if 3 in numbers:
-            (folder / "waits").touch()
-            signal.pause()
-        return [str(number**2) for number in numbers]
+SLOW = """
+import signal, sys
+from pathlib import Path
+from onevision.evaluation.harness.answering import Asked, answer_all
+from onevision.evaluation.harness.responses import ResponseStore
 
-    answer_all(_asked(6, "all"), ask, ResponseStore(folder))
+def ask(numbers):
+    if 3 in numbers:
+        Path(sys.argv[1], "waits").touch()
+        signal.pause()
+    return [str(number**2) for number in numbers]
+
+asked = [Asked(f"key-{i}", "task", i, "all", i) for i in range(6)]
+answer_all(asked, ask, ResponseStore(sys.argv[1]))
+"""
 
 
 def test_killed_and_cut_off_it_goes_on(tmp_path: Path) -> None:
-    with forked(_slow, tmp_path) as child:
+    child = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.DEVNULL)
+    try:
         wait_for((tmp_path / "waits").exists)
+    finally:
         child.kill()
+        child.wait()
     path = tmp_path / "responses.rank0.jsonl"
     assert [json.loads(line)["document"] for line in path.read_text().splitlines()] == [0, 1, 2]
     os.truncate(path, path.stat().st_size - 5)  # the kill was in the middle of a line

@@ -3,6 +3,8 @@
     RUN/lmms_eval/onevision/step_00003500/mmstar.json       the result of a task
     RUN/lmms_eval/onevision/step_00003500/responses.rank0.jsonl
     RUN/lmms_eval/onevision_exported/step_00003500/…         the same of the exported folder
+
+Task files and the data of the held-out questions stand there too, and may be removed.
 """
 
 from __future__ import annotations

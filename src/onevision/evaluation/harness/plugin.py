@@ -2,6 +2,8 @@
 
     lmms-eval --model onevision --model_args run=runs/8b/stage2,step=3500 --tasks mmstar
     lmms-eval --model onevision_exported --model_args pretrained=runs/8b/stage2/export --tasks mmstar
+
+`make eval` uses the same classes, and shares the questions among GPUs.
 """
 
 from __future__ import annotations
