@@ -150,6 +150,13 @@ def preprocessor_config(min_pixels: int, max_pixels: int) -> dict[str, Any]:
     }
 
 
+def video_preprocessor_config(min_pixels: int, max_pixels: int) -> dict[str, Any]:
+    """video_preprocessor_config.json: the processor is not made without one. The model itself takes no videos."""
+    config = preprocessor_config(min_pixels, max_pixels)
+    del config["image_processor_type"]
+    return {"video_processor_type": "Qwen2VLVideoProcessor"} | config
+
+
 def generation_config(ids: TokenIds) -> dict[str, Any]:
     """generation_config.json: greedy, ends at the end of a turn."""
     return {
@@ -248,8 +255,9 @@ def check_rice(folder: Path, vision: VisionArchitecture) -> None:
     _check(folder, found, expected)
 
 
-def check_exported(folder: Path, architecture: Architecture) -> None:
-    """Compare config.json of a LLaVA-OneVision-1.5 directory with a preset.
+def check_exported(folder: Path, architecture: Architecture) -> bool:
+    """Compare config.json of a LLaVA-OneVision-1.5 directory with a preset; returns whether its output head is its
+    embedding, which the whole model's setting decides where there is one, as in transformers.
 
     Raises:
         InputError: naming every field that differs.
@@ -260,6 +268,8 @@ def check_exported(folder: Path, architecture: Architecture) -> None:
     vision = _vision_config(architecture)
     del vision["initializer_range"]
     _check(folder, config.get("vision_config", {}), vision, "vision_config.")
+    text = config.get("text_config", {})
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def language_fields(language: LanguageArchitecture) -> dict[str, Any]:
