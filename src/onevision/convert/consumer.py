@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +30,27 @@ def load_transformers(folder: str, device: str) -> Any:
 
 
 def load_nemo_automodel(folder: str, device: str) -> Any:
-    """NVIDIA's own LLaVA-OneVision-1.5, which reads the weights alone."""
-    from nemo_automodel import NeMoAutoModelForImageTextToText
+    """NVIDIA's own LLaVA-OneVision-1.5, which reads weights and configuration.
 
-    model = NeMoAutoModelForImageTextToText.from_pretrained(
-        folder, trust_remote_code=True, torch_dtype=torch.float32, attn_implementation="sdpa"
-    )
-    return model.to(device)
+    Its `NeMoAutoModelForImageTextToText.from_pretrained` asks for a CUDA device. On a CPU the same model class gets the
+    same tensors through the same renaming.
+    """
+    if device != "cpu":
+        from nemo_automodel import NeMoAutoModelForImageTextToText
+
+        return NeMoAutoModelForImageTextToText.from_pretrained(
+            folder, torch_dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=True
+        )
+    from nemo_automodel.components.models.llava_onevision.model import LLaVAOneVision1_5_ForConditionalGeneration
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = LLaVAOneVision1_5_ForConditionalGeneration(config, attn_implementation="sdpa")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(path)
+    model.load_state_dict(model.state_dict_adapter.from_hf(tensors), strict=True)
+    return model.float()
 
 
 LOADERS = {
