@@ -12,6 +12,7 @@ from torch import Tensor
 from onevision.convert.hf_config import (
     CONFIGURATION_CODE,
     MODELING_CODE,
+    PROCESSING_CODE,
     chat_template,
     generation_config,
     model_config,
@@ -51,7 +52,8 @@ COPIED = (
     "added_tokens.json",
 )
 # What `trust_remote_code` loads.
-CODE = tuple(Path(__file__).parent / "remote" / f"{name}.py" for name in (CONFIGURATION_CODE, MODELING_CODE))
+REMOTE = (CONFIGURATION_CODE, MODELING_CODE, PROCESSING_CODE)
+CODE = tuple(Path(__file__).parent / "remote" / f"{name}.py" for name in REMOTE)
 
 
 def export(
