@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -235,8 +236,11 @@ def compare(name: str, case: str, found: Answers, expected: Answers) -> Comparis
     return Comparison(name, case, difference, max(float(theirs.abs().max()) for _, theirs in pairs), same)
 
 
-def check_parity(checkpoint: Path, folder: Path, threads: int = 0) -> dict[str, Any]:
-    """Compare an exported folder with its checkpoint in every loader that is installed; writes the report.
+def check_parity(
+    checkpoint: Path, folder: Path, threads: int = 0, more: Mapping[str, list[Prompt]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Compare an exported folder with its checkpoint in every loader that is installed; writes the report. `more`
+    cases may be added to those of `CASES`.
 
     The report: tolerance, checkpoint, dtype of the weights, rows, loaders with their versions, and those not checked
     with the reason. `met` says whether all rows are.
@@ -250,6 +254,7 @@ def check_parity(checkpoint: Path, folder: Path, threads: int = 0) -> dict[str, 
     image_token = config["image_token_id"]
     special = [config[key] for key in ("video_token_id", "vision_start_token_id", "vision_end_token_id")]
     cases = make_prompts(architecture.language.vocab_size, image_token, [token for token in special if token])
+    cases |= more
     device = start(Ranks(), SEED)
     threads = threads or torch.get_num_threads()
     expected = _answers_of(step, content, architecture, device, cases, image_token)
