@@ -133,8 +133,14 @@ eval: $(READY)  ## RUN on its held-out questions, or on TASKS=a,b of lmms-eval: 
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
-export: $(READY)  ## Hugging Face directory of RUN: TO=dir
-	@$(JOBS) export $(run) $(TO:%=to=%) $(place) $(ARGS)
+export: $(READY)  ## Hugging Face directory of RUN: TO=dir, and its logits in other loaders: PARITY=yes|no
+	@$(JOBS) export $(run) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
+
+consumers: $(READY)  ## make .venv-consumers: other loaders of exported folders, from envs/consumers-*.lock
+	@bash envs/consumers.sh
+
+export-check: consumers  ## every loader against the checkpoint, memory and bandwidth of export and import: FOLDER=dir
+	@.venv/bin/python -m benchmarks.export $(FOLDER:%=folder=%) $(ARGS)
 
 eval-check: $(READY)  ## three ways of asking the same questions agree; kill -9 keeps answers; exceptions are counted
 	@.venv/bin/python -m benchmarks.evaluation $(ARGS)
@@ -210,6 +216,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check report export slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check report export consumers export-check slurm-up slurm-down slurm-check scripts \
   parallel-check fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo

@@ -220,7 +220,7 @@ class Checkpointer:
 
     def _commit(self, temporary: Path, step: int) -> None:
         if dist.get_rank() == 0:
-            commit(temporary, self.run, step, self.architecture, self.keep, self._awaited)
+            commit(temporary, self.run, step, self.architecture, self.keep, awaited=self._awaited)
             if self._on_commit is not None:
                 self._on_commit(step)
         dist.barrier()

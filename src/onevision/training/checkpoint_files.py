@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from onevision.errors import DataError, InputError
@@ -77,10 +78,19 @@ def verify(folder: Path) -> dict[str, Any]:
         DataError: a file is missing, truncated or altered.
     """
     content = verify_sizes(folder)
-    for name, entry in content["files"].items():
-        if file_digest(folder / name) != entry["digest"]:
-            raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
+    for name in content["files"]:
+        check_digest(folder, content, name, file_digest(folder / name))
     return content
+
+
+def check_digest(folder: Path, content: dict[str, Any], name: str, digest: str) -> None:
+    """Refuse a file whose digest is another one than checkpoint.json, of which this is the content, says.
+
+    Raises:
+        DataError: it is.
+    """
+    if digest != content["files"][name]["digest"]:
+        raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
 
 
 def newest(
@@ -158,12 +168,17 @@ def commit(
     step: int,
     architecture: Architecture,
     keep: int,
+    digests: Mapping[str, str] = MappingProxyType({}),
     awaited: Callable[[int], bool] = nothing_awaited,
 ) -> Path:
-    """Make a written folder the checkpoint of `step`, and `prune`; returns its folder."""
+    """Make a written folder the checkpoint of `step`, and `prune`; returns its folder.
+
+    `digests` of files, by name, that are known already; the others are read.
+    """
     folder = step_folder(run, step)
     files = {
-        path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
+        path.name: {"bytes": path.stat().st_size, "digest": digests.get(path.name) or file_digest(path)}
+        for path in sorted(temporary.iterdir())
     }
     content = {"step": step, "architecture": asdict(architecture), "files": files}
     write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
