@@ -3,8 +3,8 @@
     python -m benchmarks.generation [preset=tiny] [precision=fp32] [prompt=300] [new=48] [batches=1,8] [out=DIR]
 
 `batches` of prompts of `prompt` tokens of text are answered with `new` tokens each, by random weights of the preset, on
-the GPU where there is one. Without the cache every token takes a pass over the whole sequences, as generation worked
-before it had one. Both must give the same tokens in FP32. Figures go to generation.json in benchmarks/results, or in DIR.
+the GPU where there is one. Without the cache every token takes a pass over the whole sequences. Both must give the same
+tokens in FP32. Figures go to generation.json in benchmarks/results, or in DIR.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ def run(arguments: list[str]) -> int:
     checkpoint = path if step < 0 else step_folder(path, step)
     if web == "false":
         return chat(load_assistant(recipe, checkpoint), settings)
-    from onevision.chat.page import check_gradio, serve
+    from onevision.chat.page import check_page, serve
 
-    check_gradio()
+    check_page(own.get("host", "127.0.0.1"), port)
     serve(load_assistant(recipe, checkpoint), settings, own.get("host", "127.0.0.1"), port)
     return 0
 

@@ -90,9 +90,7 @@ def _alone(model: OneVisionModel, prompt: Prompt, stop: int, most: int) -> list[
 
 
 def _together(model: OneVisionModel, prompts: list[Prompt], stop: int, most: int, batch: int) -> list[list[int]]:
-    return list(
-        generate(model, prompts, image_pad=PAD, stop_token=stop, max_new_tokens=most, batch_tokens=batch)
-    )
+    return list(generate(model, prompts, image_pad=PAD, stop_token=stop, max_new_tokens=most, batch_tokens=batch))
 
 
 @pytest.mark.parametrize("sampled", [False, True])

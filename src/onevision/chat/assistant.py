@@ -83,7 +83,7 @@ class Answer:
         facts.append(f"first after {self.first:.2f} s")
         facts.append(f"prompt {self.prompt_tokens} tokens")
         if self.end == LENGTH:
-            facts.append("cut there: max_new_tokens sets how long an answer may be")
+            facts.append("cut at max_new_tokens")
         elif self.end != STOP:
             facts.append("stopped")
         return ", ".join(facts)

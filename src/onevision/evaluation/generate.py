@@ -135,9 +135,7 @@ def _held(answers: list[_Answer]) -> int:
 
 
 @torch.no_grad()
-def _next_tokens(
-    model: OneVisionModel, cache: KeyValueCache, answers: list[_Answer], image_pad: int
-) -> list[int]:
+def _next_tokens(model: OneVisionModel, cache: KeyValueCache, answers: list[_Answer], image_pad: int) -> list[int]:
     """One pass: the token that follows in each answer, after the model has seen its new ones."""
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype

@@ -32,7 +32,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature={self.temperature} must be a number of at least 0 (0: the most likely token)")
+            raise InputError(
+                f"temperature={self.temperature} must be a number of at least 0 (0: the most likely token)"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} is not above 0 and at most 1 (1: all tokens)")
         if self.top_k < 0:
@@ -66,7 +68,9 @@ def _draw(logits: Tensor, sampling: Sequence[Sampling], uniform: Sequence[float]
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
-    ordered, tokens = (logits / column([entry.temperature for entry in sampling])).sort(dim=-1, descending=True, stable=True)
+    ordered, tokens = (logits / column([entry.temperature for entry in sampling])).sort(
+        dim=-1, descending=True, stable=True
+    )
     probabilities = ordered.softmax(-1)
     width = logits.shape[1]
     places = torch.arange(width, device=logits.device)
