@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onevision.evaluation.generate import LENGTH, STOP, Prompt, generate, stream
+from onevision.evaluation.memory import Memory
 from onevision.evaluation.sampling import Sampling, choose
 from onevision.model.cache import FIRST_ROWS, KeyValueCache
 from onevision.model.configs import language_config
@@ -160,6 +161,55 @@ def test_tokens_come_as_they_are_chosen_and_ends_say_why(model: OneVisionModel, 
     wanted = _alone(model, prompts[2], stop, most=4)
     assert [token for number, token, _ in rest[2:] if number == 2 and token is not None] == wanted
     assert rest[-1][2] == (LENGTH if len(wanted) == 4 else STOP)
+
+
+def test_the_next_turn_goes_on_from_what_was_seen(model: OneVisionModel, prompts: list[Prompt]) -> None:
+    memory = Memory()
+    first, image = prompts[2], prompts[3]
+    most = {"image_pad": PAD, "stop_token": -1, "max_new_tokens": 5, "batch_tokens": 1}
+
+    def answer(prompt: Prompt) -> list[int | None]:
+        return [event.token for event in stream(model, [prompt], **most, memory=memory)]
+
+    said = answer(first)
+    assert said == _alone(model, first, stop=-1, most=5)
+    second = Prompt(
+        np.concatenate([first.ids, said, image.ids]),
+        torch.cat([first.patches, image.patches]),
+        np.concatenate([first.grid_thw, image.grid_thw]),
+    )
+    events = stream(model, [second], **most, memory=memory)
+    told = [next(events).token for _ in range(2)]
+    events.close()  # the answer is stopped
+    assert told == _alone(model, second, stop=-1, most=2)
+    third = replace(second, ids=np.concatenate([second.ids, told[:1], [11, 12, 13]]))
+    assert answer(third) == _alone(model, third, stop=-1, most=5)
+    assert memory.cache.held == len(third.ids) + 4  # nobody has seen the last token
+
+
+def test_what_two_prompts_have_in_common(prompts: list[Prompt]) -> None:
+    prompt = prompts[2]  # images of 6 tokens and of 1, then text
+    length = len(prompt.ids)
+    other = replace(prompt, patches=prompt.patches + 1)
+    later = prompt.patches.clone()
+    later[24:] += 1  # the second image is another one
+    turned = replace(prompt, grid_thw=prompt.grid_thw[:, [0, 2, 1]])
+    larger = Prompt(np.insert(prompt.ids, 3, [PAD] * 2), torch.zeros(36, 588), np.array([(1, 4, 8), (1, 2, 2)]))
+    text = replace(prompt, ids=np.concatenate([prompt.ids[:-2], [1, 2, 3]]))
+    for following, common in (
+        (prompt, length - 1),
+        (text, length - 2),
+        (other, 3),
+        (replace(prompt, patches=later), 3),
+        (turned, 3),
+        (larger, 3),
+        (replace(prompt, ids=prompt.ids[:5]), 3),
+        (prompts[4], 0),
+    ):
+        memory = Memory()
+        memory.keep(prompt, prompt.ids, memory.cache.take(length))
+        rows = memory.begin(following, PAD)
+        assert len(rows) == memory.cache.held == common
 
 
 def test_rows_of_the_cache_are_used_again_and_grow() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import InputError
 from onevision.evaluation.generate import LENGTH, STOP, Event, Prompt, stream
+from onevision.evaluation.memory import Memory
 from onevision.evaluation.sampling import GREEDY, Sampling
 from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.onevision import OneVisionModel
@@ -43,9 +45,10 @@ class Settings:
 
 
 class Answer:
-    """An answer while it is made: iterate over it for its text, piece by piece, in whole characters."""
+    """An answer while it is made: iterate over it for its text, piece by piece, in whole characters. Who stops before
+    its end closes the iterator."""
 
-    def __init__(self, events: Iterator[Event], tokenizer: Tokenizer, prompt_tokens: int) -> None:
+    def __init__(self, events: Generator[Event, None, None], tokenizer: Tokenizer, prompt_tokens: int) -> None:
         self._events, self._tokenizer = events, tokenizer
         self.prompt_tokens = prompt_tokens
         self.text = ""
@@ -54,14 +57,19 @@ class Answer:
         self.first = 0.0  # seconds to the first token, or to the end of an empty answer
         self.seconds = 0.0  # in all
 
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._tokenizer.pieces(self._ids()):
-            self.text += piece
-            yield piece
+    def __iter__(self) -> Generator[str, None, None]:
+        with closing(self._ids()) as ids:
+            for piece in self._tokenizer.pieces(ids):
+                self.text += piece
+                yield piece
 
-    def _ids(self) -> Iterator[int]:
+    def _ids(self) -> Generator[int, None, None]:
+        with closing(self._events) as events:
+            yield from self._timed(events)
+
+    def _timed(self, events: Iterator[Event]) -> Iterator[int]:
         began = time.perf_counter()
-        for event in self._events:
+        for event in events:
             self.seconds = time.perf_counter() - began
             self.first = self.first or self.seconds
             self.end = event.end
@@ -90,12 +98,13 @@ class Answer:
 
 
 class Assistant:
-    """A model with what it needs to be asked."""
+    """A model with what it needs to be asked. It remembers the conversation that it answered last."""
 
     def __init__(
         self, model: OneVisionModel, tokenizer: Tokenizer, data: DataRecipe, device: torch.device, label: str
     ) -> None:
         self.model, self.tokenizer, self.data, self.label = model.eval(), tokenizer, data, label
+        self._memory = Memory()
         self._patcher = image_patcher(data, device, model.config.params_dtype)
         self._longest = model.architecture.language.max_position_embeddings
 
@@ -150,6 +159,7 @@ class Assistant:
             stop_token=self.tokenizer.im_end,
             max_new_tokens=min(settings.max_new_tokens, room),
             batch_tokens=len(ids),
+            memory=self._memory,
         )
         return Answer(events, self.tokenizer, len(ids))
 

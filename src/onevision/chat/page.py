@@ -7,7 +7,7 @@ import asyncio
 import base64
 import errno
 import socket
-from collections.abc import Iterator
+from contextlib import closing
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +151,9 @@ class Page:
             self._set_busy(False)
 
     async def _show(self, answer: Answer, text: Any, facts: Any) -> None:
-        pieces: Iterator[str] = iter(answer)
-        while not self._stopped and await asyncio.to_thread(next, pieces, None) is not None:
-            text.set_text(answer.text)
+        with closing(iter(answer)) as pieces:
+            while not self._stopped and await asyncio.to_thread(next, pieces, None) is not None:
+                text.set_text(answer.text)
         text.set_text(answer.text or "(no answer)")
         facts.set_text(answer.facts)
 

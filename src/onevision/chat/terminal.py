@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -75,9 +75,10 @@ class TerminalChat:
         answer = self._assistant.answer(conversation, self._settings)
         stopped = False
         try:
-            for piece in answer:
-                self._out.write(safe(piece))
-                self._out.flush()
+            with closing(iter(answer)) as pieces:
+                for piece in pieces:
+                    self._out.write(safe(piece))
+                    self._out.flush()
         except KeyboardInterrupt:
             if not self._stoppable:
                 raise

@@ -7,31 +7,23 @@ that has ended leaves at once, and the next prompt takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from onevision.data.image import PATCH_VALUES
-from onevision.evaluation.sampling import GREEDY, Sampling, choose
+from onevision.data.image import MERGE, PATCH_VALUES
+from onevision.evaluation.memory import Memory, image_count
+from onevision.evaluation.prompt import Prompt
+from onevision.evaluation.sampling import choose
 from onevision.model.attention import SegmentAttention, cached_params
 from onevision.model.cache import CachedRows, KeyValueCache, on_device
 from onevision.model.onevision import OneVisionModel
 
+__all__ = ["LENGTH", "STOP", "Event", "Prompt", "generate", "stream"]
+
 STOP, LENGTH = "stop", "length"  # why an answer ended: the model said so, or it has as many tokens as it may
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids int64 [L] that end where the answer begins, and the images they speak of, in order."""
-
-    ids: np.ndarray
-    patches: Tensor  # [P, 588] of all its images
-    grid_thw: np.ndarray  # int64 [I, 3]
-    sampling: Sampling = GREEDY
-    max_new_tokens: int = 0  # 0: as all
 
 
 @dataclass(frozen=True)
@@ -51,9 +43,14 @@ class _Answer:
     prompt: Prompt
     limit: int
     draws: np.random.Generator
-    new: np.ndarray  # int64, tokens that the model has not seen yet
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of the cache, of those it has seen
-    tokens: int = 0  # answered
+    rows: np.ndarray  # of the cache, int64, of the tokens that the model has seen
+    new: np.ndarray  # int64, tokens that it has not seen yet
+    tokens: list[int] = field(default_factory=list)  # answered, the stop token among them
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be said."""
+        return len(self.tokens) >= self.limit
 
 
 def generate(
@@ -96,38 +93,50 @@ def stream(
     stop_token: int,
     max_new_tokens: int,
     batch_tokens: int,
-) -> Iterator[Event]:
+    memory: Memory | None = None,
+) -> Generator[Event, None, None]:
     """Yield the tokens of all answers as they come, and their ends; the stop token is not among them.
 
     Prompts are answered together up to `batch_tokens` tokens of prompts, one at least. The next one is taken from
     `prompts` when there is room for it. The model must be in evaluation mode and have `SegmentAttention`
     (`build_model(…, generates=True)`).
+
+    With a `memory` there may be one prompt only: what it has in common with the one before is not computed again.
     """
     assert not model.training and isinstance(
         model.language.decoder.layers[0].self_attention.core_attention, SegmentAttention
     )
-    cache = KeyValueCache()
+    cache = memory.cache if memory is not None else KeyValueCache()
     answers: list[_Answer] = []
     waiting = enumerate(prompts)
     following = next(waiting, None)
-    while following or answers:
-        while following and (not answers or _held(answers) + len(following[1].ids) <= batch_tokens):
-            number, prompt = following
-            limit = prompt.max_new_tokens or max_new_tokens
-            answers.append(_Answer(number, prompt, limit, prompt.sampling.draws(), prompt.ids))
-            following = next(waiting, None)
-        for answer, token in zip(answers, _next_tokens(model, cache, answers, image_pad), strict=True):
-            answer.new = np.array([token])
-            answer.tokens += 1
-            if token == stop_token:
-                answer.limit = 0
-                yield Event(answer.number, None, STOP)
-            else:
-                yield Event(answer.number, token, LENGTH if answer.tokens == answer.limit else "")
-        for answer in answers:
-            if answer.tokens >= answer.limit:
-                cache.give_back(answer.rows)
-        answers = [answer for answer in answers if answer.tokens < answer.limit]
+    try:
+        while following or answers:
+            while following and (not answers or _held(answers) + len(following[1].ids) <= batch_tokens):
+                number, prompt = following
+                rows = memory.begin(prompt, image_pad) if memory is not None else np.empty(0, np.int64)
+                limit = prompt.max_new_tokens or max_new_tokens
+                answers.append(_Answer(number, prompt, limit, prompt.sampling.draws(), rows, prompt.ids[len(rows) :]))
+                following = next(waiting, None)
+                assert memory is None or following is None, "a memory is that of one conversation"
+            for answer, token in zip(answers, _next_tokens(model, cache, answers, image_pad), strict=True):
+                answer.new = np.array([token])
+                answer.tokens.append(token)
+                if token == stop_token:
+                    answer.limit = 0
+                    yield Event(answer.number, None, STOP)
+                else:
+                    yield Event(answer.number, token, LENGTH if answer.ended else "")
+            for answer in answers:
+                if answer.ended and memory is None:
+                    cache.give_back(answer.rows)
+            if memory is not None and answers[0].ended:
+                break
+            answers = [answer for answer in answers if not answer.ended]
+    finally:
+        if memory is not None and answers:
+            seen = np.concatenate([answers[0].prompt.ids, np.array(answers[0].tokens, np.int64)])
+            memory.keep(answers[0].prompt, seen[: len(answers[0].rows)], answers[0].rows)
 
 
 def _held(answers: list[_Answer]) -> int:
@@ -141,27 +150,38 @@ def _next_tokens(model: OneVisionModel, cache: KeyValueCache, answers: list[_Ans
     device, dtype = parameter.device, parameter.dtype
     lengths = np.array([len(answer.new) for answer in answers])
     ends = lengths.cumsum()
-    fresh = [n for n, answer in enumerate(answers) if not len(answer.rows)]
-    slots = [ends[n] - lengths[n] + np.flatnonzero(answers[n].new == image_pad) for n in fresh]
-    patches = [answers[n].prompt.patches.to(device, dtype) for n in fresh]
-    grids = [answers[n].prompt.grid_thw for n in fresh]
+    fresh = [n for n, answer in enumerate(answers) if not answer.tokens]
+    slots, patches, grids = [], [], []
+    for n in fresh:
+        prompt, new = answers[n].prompt, answers[n].new
+        slots.append(ends[n] - lengths[n] + np.flatnonzero(new == image_pad))
+        known = len(prompt.patches) // MERGE**2 - len(slots[-1])  # image tokens that a memory has
+        patches.append(prompt.patches[known * MERGE**2 :].to(device, dtype))
+        grids.append(prompt.grid_thw[image_count(prompt, known) :])
 
     positions = np.concatenate([len(answer.rows) + np.arange(len(answer.new)) for answer in answers])
     new_rows = cache.take(int(ends[-1]))
-    for answer, rows in zip(answers, np.split(new_rows, ends[:-1]), strict=True):
-        answer.rows = np.concatenate([answer.rows, rows])
-    only_fresh = len(fresh) == len(answers)
-    seen = None if only_fresh else on_device(np.concatenate([answer.rows for answer in answers]), device)
+    rows = [
+        np.concatenate([answer.rows, own]) for answer, own in zip(answers, np.split(new_rows, ends[:-1]), strict=True)
+    ]
+    nothing_before = sum(len(entry) for entry in rows) == len(new_rows)
+    seen = None if nothing_before else on_device(np.concatenate(rows), device)
     cached = CachedRows(cache, on_device(new_rows, device), seen)
-    key_lengths = torch.tensor([len(answer.rows) for answer in answers])
-    logits = model(
-        on_device(np.concatenate([answer.new for answer in answers]), device),
-        on_device(positions, device),
-        None,
-        torch.cat(patches) if fresh else torch.empty(0, PATCH_VALUES, dtype=dtype, device=device),
-        torch.from_numpy(np.concatenate(grids)) if fresh else torch.empty(0, 3, dtype=torch.int64),
-        torch.from_numpy(np.concatenate(slots)) if fresh else torch.empty(0, dtype=torch.int64),
-        target_rows=torch.from_numpy(ends - 1),
-        segments=cached_params(torch.from_numpy(lengths), key_lengths, cached, device),
-    )[0]
+    key_lengths = torch.tensor([len(entry) for entry in rows])
+    try:
+        logits = model(
+            on_device(np.concatenate([answer.new for answer in answers]), device),
+            on_device(positions, device),
+            None,
+            torch.cat(patches) if fresh else torch.empty(0, PATCH_VALUES, dtype=dtype, device=device),
+            torch.from_numpy(np.concatenate(grids)) if fresh else torch.empty(0, 3, dtype=torch.int64),
+            torch.from_numpy(np.concatenate(slots)) if fresh else torch.empty(0, dtype=torch.int64),
+            target_rows=torch.from_numpy(ends - 1),
+            segments=cached_params(torch.from_numpy(lengths), key_lengths, cached, device),
+        )[0]
+    except BaseException:  # Ctrl-C, or no memory: some layers may lack these tokens
+        cache.give_back(new_rows)
+        raise
+    for answer, entry in zip(answers, rows, strict=True):
+        answer.rows = entry
     return choose(logits, [answer.prompt.sampling for answer in answers], [answer.draws for answer in answers])
