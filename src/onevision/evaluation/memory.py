@@ -1,4 +1,4 @@
-"""What the model has seen of the last prompt and its answer: a prompt that begins alike, as the next turn, goes on there."""
+"""What the model has seen of the last prompt and its answer: the next turn of a chat, alike at first, goes on there."""
 
 from __future__ import annotations
 
