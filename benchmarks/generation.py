@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import RESULTS, Row, package_versions, show, write_results
+from jobs.numbers import whole
 from jobs.ranks import ready_model
 from onevision.errors import InputError
 
@@ -32,13 +33,16 @@ def main(arguments: list[str]) -> int:
     if unknown := settings.keys() - {*defaults, "out"}:
         print(f"error: unknown {min(unknown)!r}; there are {', '.join([*defaults, 'out'])}", file=sys.stderr)
         return InputError.exit_code
-    rows, beside = measure(
-        settings["preset"],
-        settings["precision"],
-        int(settings["prompt"]),
-        int(settings["new"]),
-        [int(size) for size in settings["batches"].split(",")],
-    )
+    try:
+        rows, beside = measure(
+            settings["preset"],
+            settings["precision"],
+            *(_number(settings, key) for key in ("prompt", "new")),
+            [_number({"batches": size}, "batches") for size in settings["batches"].split(",")],
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     write_results("generation", rows, package_versions("torch", "megatron-core"), Path(settings["out"]), beside)
     show("generation", rows)
     return 0
@@ -131,6 +135,13 @@ def timed(call: Callable[[], list[list[int]]], repeats: int = 3) -> tuple[float,
         value = call()
         seconds.append(time.perf_counter() - began)
     return min(seconds), value
+
+
+def _number(settings: dict[str, str], key: str) -> int:
+    number = whole(settings[key])
+    if not number:
+        raise InputError(f"{key}={settings[key]} is not a number of at least 1")
+    return number
 
 
 if __name__ == "__main__":
