@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from onevision.chat.conversation import Conversation, Picture
-from onevision.data.image import MERGE, ImageError, image_size, patch_grid
+from onevision.data.image import ImageError, image_size, patch_grid
 from onevision.data.patcher import image_patcher
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
@@ -117,11 +117,6 @@ class Assistant:
         try:
             size = image_size(content)
             grid = patch_grid(*size, self.data.min_pixels, self.data.max_pixels)
-            if grid[0] * grid[1] > self.data.sequence_length * MERGE**2:
-                raise InputError(
-                    f"{name} takes {grid[0] * grid[1] // MERGE**2} tokens, more than data.sequence_length="
-                    f"{self.data.sequence_length}: set data.max_pixels to less than {self.data.max_pixels}"
-                )
             patches, (error,) = self._patcher.make([content], [size], [grid])
         except ImageError as problem:
             error = problem

@@ -103,9 +103,9 @@ def stream(
 
     With a `memory` there may be one prompt only: what it has in common with the one before is not computed again.
     """
-    assert not model.training and isinstance(
-        model.language.decoder.layers[0].self_attention.core_attention, SegmentAttention
-    )
+    core_attention = model.language.decoder.layers[0].self_attention.core_attention
+    assert isinstance(core_attention, SegmentAttention), "a model for generation is built with generates=True"
+    assert not model.training
     cache = memory.cache if memory is not None else KeyValueCache()
     answers: list[_Answer] = []
     waiting = enumerate(prompts)
