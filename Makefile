@@ -34,7 +34,7 @@ space := $(subst ,, )
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 
-ifneq ($(filter resume eval report export logs samples cancel,$(MAKECMDGOALS)),)
+ifneq ($(filter resume eval chat report export logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -130,6 +130,9 @@ fault-check: $(READY)  ## kill, freeze, damage and fill up real training runs on
 eval: $(READY)  ## RUN on its held-out questions, or on TASKS=a,b of lmms-eval: STEP=n, MODEL_CLASS=onevision_exported
 	@$(JOBS) evaluate $(run) $(if $(TASKS),tasks=$(subst $(space),$(comma),$(strip $(TASKS)))) $(STEP:%=step=%) $(MODEL_CLASS:%=model=%) $(place) $(ARGS)
 
+chat: $(READY)  ## ask RUN about images, in the terminal; WEB=1: on a page at 127.0.0.1
+	@$(JOBS) chat $(run) $(STEP:%=step=%) $(if $(WEB),web=true) $(ARGS)
+
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
@@ -185,6 +188,9 @@ bench-concepts: $(READY)  ## concept search, and the balance of 85M samples, bes
 bench-data: $(READY)  ## images, lengths and the loader, beside peers
 	@.venv/bin/python -m benchmarks.data $(ARGS)
 
+bench-generation: $(READY)  ## tokens/s of answers, with a KV cache and without
+	@.venv/bin/python -m benchmarks.generation $(ARGS)
+
 bench-ops: $(READY)  ## the ops of cuda/ on this machine's GPU, beside its bandwidth
 	@.venv/bin/python -m benchmarks.ops $(ARGS)
 
@@ -216,6 +222,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check report export consumers export-check slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check chat report export consumers export-check slurm-up slurm-down slurm-check scripts \
   parallel-check fault-check cuda cuda-check gpu-check \
-  bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo
+  bench bench-packing bench-concepts bench-data bench-generation bench-ops test-fast lint clean-demo
