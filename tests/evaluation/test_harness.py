@@ -16,6 +16,7 @@ pytest.importorskip("lmms_eval", reason="needs lmms-eval: pip install --no-deps 
 
 from PIL import Image
 
+from onevision.convert.exporting import export
 from onevision.errors import DataError, InputError
 from onevision.evaluation.accuracy import evaluate
 from onevision.evaluation.harness.checkpoint import OneVision, check_greedy, cut, stop_texts
@@ -67,6 +68,30 @@ def test_answers_and_accuracy_are_those_of_our_own_evaluation(
     assert written["parts"][HELDOUT_TASK]["generation"]["max_new_tokens"] == recipe.evaluation.max_new_tokens
     assert written["versions"]["lmms_eval"] == "0.7.3"
     assert f"{100 * accuracy:.1f} %" in capsys.readouterr().out
+
+
+def test_the_exported_folder_answers_alike_under_the_class_of_lmms_eval(
+    colours: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = colours[1]
+    (own,) = run_tasks(recipe, _asked(recipe, tmp_path, HELDOUT_TASK), Share(), 0)
+    export(recipe.output, recipe.data, tmp_path / "export")
+    asked = _asked(recipe, tmp_path, HELDOUT_TASK, model=MODELS[1], exported=str(tmp_path / "export"))
+    (result,) = run_tasks(recipe, asked, Share(), 0)
+    assert result["score"] == own["score"]
+    assert _texts(asked.folder) == _texts(replace(asked, model=MODELS[0]).folder)
+
+    from onevision.evaluation.harness.exported import OneVisionExported
+
+    def fails(*args: Any, **settings: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    model = OneVisionExported(str(tmp_path / "export"), responses=str(tmp_path / "other"))
+    monkeypatch.setattr(model.network, "generate", model._telling(fails))
+    model.task_dict = {"task": {"test": [{}]}}
+    question = ("a", lambda doc: [{"role": "user", "content": [{"type": "text", "text": "a"}]}], {}, 0, "task", "test")
+    with pytest.raises(RuntimeError, match="out of memory"):  # which the class itself answers with nothing
+        model.ask([question])
 
 
 def test_a_question_that_fails_is_counted_and_left_out_and_asked_again(

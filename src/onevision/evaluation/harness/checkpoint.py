@@ -91,7 +91,7 @@ class OneVision(Keeping):
         self.device = start(Ranks(local_rank=local_rank), recipe.seed)
         set_threads(recipe.train.threads, self.share.size)
         with runtime_context(self.device):
-            self.network = build_model(self.recipe, self.device)
+            self.network = build_model(self.recipe, self.device, generates=True)
             checkpoint.load_model(self.folder, content, self.network)
         self.network.eval()
         self.patcher = image_patcher(data, self.device, self.network.config.params_dtype)
