@@ -17,7 +17,7 @@ from jobs.numbers import whole
 from jobs.place import Place, queued_line, start
 from jobs.ranks import ready_model
 from jobs.sites import Site
-from onevision.errors import InputError, OneVisionError
+from onevision.errors import InputError, printable
 from onevision.evaluation.harness.places import MODELS, TaskRun, awaited
 from onevision.recipe import Recipe
 from onevision.recipe_evaluation import evaluated, task_problems
@@ -132,5 +132,5 @@ def _number(own: dict[str, str], key: str) -> int:
 if __name__ == "__main__":
     try:
         queue_evaluation(*cloudpickle.loads(sys.stdin.buffer.read()))  # from EvaluationQueue, through a pipe
-    except OneVisionError as failure:
-        print(f"an evaluation could not be queued: {failure}; make eval does it later", flush=True)
+    except Exception as failure:  # submitit has errors of its own, and a run must not end by any of them
+        print(f"an evaluation could not be queued: {printable(str(failure))}; make eval does it later", flush=True)

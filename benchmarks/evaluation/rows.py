@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from benchmarks.results import Row
 from jobs.attempt import process_of
 from onevision.errors import DataError
-from onevision.evaluation.harness.heldout import FILE
-from onevision.evaluation.harness.places import MODELS, read_results, results_folder
+from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, MODELS, read_results, results_folder
 from onevision.recipe_evaluation import HELDOUT_TASK
 from onevision.steps import step_summary
 from onevision.training.checkpoint_files import checkpoint_steps
@@ -75,7 +74,7 @@ def killed(run: Path) -> Iterator[Row]:
 def failing(run: Path) -> Iterator[Row]:
     """A question whose image cannot be decoded, which raises an exception in the model's process."""
     _jobs("evaluate", run, TASKS, "limit=1")
-    path = run / "lmms_eval" / "heldout" / FILE
+    path = run / FOLDER / HELDOUT_DATA
     table = pq.read_table(path)
     rows = table.to_pylist()
     broken = next(number for number, row in enumerate(rows) if row["images"])

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 
 from onevision.corpus.reader import CorpusReader
 from onevision.evaluation.accuracy import Question, questions
+from onevision.evaluation.harness.places import HELDOUT_DATA
 from onevision.steps import StepResult, run_step
 
-TASK = "onevision_heldout"
-FILE = "test.parquet"
 ROW_GROUP = 256  # questions
 SCHEMA = pa.schema(
     {
@@ -43,7 +42,7 @@ def write_heldout(corpus_folder: str | Path, folder: str | Path) -> StepResult:
 
     def build(temporary: Path) -> dict[str, Any]:
         asked = questions(corpus)
-        with pq.ParquetWriter(temporary / FILE, SCHEMA) as writer:
+        with pq.ParquetWriter(temporary / HELDOUT_DATA.name, SCHEMA) as writer:
             for start in range(0, len(asked), ROW_GROUP):
                 rows = [_row(question, corpus) for question in asked[start : start + ROW_GROUP]]
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))

@@ -21,6 +21,7 @@ from onevision.recipe import Recipe
 from onevision.recipe_evaluation import evaluated
 
 FOLDER = "lmms_eval"
+HELDOUT_DATA = Path("heldout", "test.parquet")  # of the held-out questions, below FOLDER
 MODELS = ("onevision", "onevision_exported")
 
 

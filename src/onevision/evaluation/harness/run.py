@@ -27,7 +27,7 @@ from rich.table import Table
 from onevision.errors import DataError, InputError, OneVisionError, printable
 from onevision.evaluation.harness.heldout import write_heldout
 from onevision.evaluation.harness.keeping import Keeping
-from onevision.evaluation.harness.places import FOLDER, MODELS, TaskRun, result_file
+from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, MODELS, TaskRun, result_file
 from onevision.evaluation.harness.published import TASKS, beside, score
 from onevision.evaluation.harness.quiet import quiet
 from onevision.evaluation.harness.sharing import Share, not_launched
@@ -127,8 +127,8 @@ def _files(recipe: Recipe, asked: TaskRun, task: str) -> TaskFiles | None:
     root, folder = Path(asked.run) / FOLDER, asked.folder / "tasks" / task
     evaluation = recipe.evaluation
     if task == HELDOUT_TASK:
-        data = write_heldout(evaluation.corpus, root / "heldout").folder
-        return write_heldout_task(folder, root / "cache", data, evaluation.max_new_tokens)
+        write_heldout(evaluation.corpus, (root / HELDOUT_DATA).parent)
+        return write_heldout_task(folder, root / "cache", root / HELDOUT_DATA, evaluation.max_new_tokens)
     if not evaluation.data:
         return None
     return write_local_task(folder, root / "cache", task, KNOWN, Path(evaluation.data))

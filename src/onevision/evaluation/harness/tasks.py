@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from onevision.errors import InputError
-from onevision.evaluation.harness.heldout import FILE
 from onevision.files import write_text
 from onevision.fingerprint import file_digest, value_digest
 from onevision.recipe_evaluation import HELDOUT_TASK
@@ -37,11 +36,11 @@ class TaskFiles:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def write_heldout_task(folder: Path, cache: Path, data: Path, max_new_tokens: int) -> TaskFiles:
-    """The task file of the held-out questions that stand in `data`/test.parquet. The `datasets` package keeps what it
-    reads in `cache`."""
+def write_heldout_task(folder: Path, cache: Path, file: Path, max_new_tokens: int) -> TaskFiles:
+    """The task file of the held-out questions that stand in a Parquet file. The `datasets` package keeps what it reads
+    in `cache`."""
     values = {"generation_kwargs": {"max_new_tokens": max_new_tokens, "temperature": 0, "do_sample": False}}
-    digest = _write(folder / f"{HELDOUT_TASK}.yaml", cache, HELDOUT_FILE, {"test": [data / FILE]}, values)
+    digest = _write(folder / f"{HELDOUT_TASK}.yaml", cache, HELDOUT_FILE, {"test": [file]}, values)
     return TaskFiles(folder, {HELDOUT_TASK: digest})
 
 
