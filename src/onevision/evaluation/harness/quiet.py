@@ -11,7 +11,7 @@ from loguru import logger
 from tqdm import tqdm
 
 
-class NoBar(tqdm):  # type: ignore[type-arg]
+class NoBar(tqdm):
     """A bar that is not drawn."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:

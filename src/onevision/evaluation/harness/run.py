@@ -240,7 +240,7 @@ def _result(task: str, loaded: Loaded, model: Keeping, recipe: Recipe, asked: Ta
         "step": asked.step,
         "checkpoint": asked.exported or f"{asked.run}, step {asked.step}",
         "score": reached,
-        "published": beside(task, reached and reached["percent"]),
+        "published": beside(task, reached["percent"] if reached else None),
         "note": TASKS[task].note if task in TASKS else "",
         "problem": problem,
         "answered": count,
