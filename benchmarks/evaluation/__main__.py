@@ -52,7 +52,8 @@ def _check(folder: Path, run: Path) -> int:
         rows.append(row)
         table.add_row(row.path, f"{row.value:g} {row.unit}", row.goal, "yes" if row.met else "NO")
     Console(width=110).print(table)
-    print(write_results("evaluation", rows, package_versions("torch", "transformers", "lmms_eval", "datasets")))
+    versions = package_versions("torch", "transformers", "lmms_eval", "datasets")
+    print(write_results("evaluation", rows, versions, beside={"run": str(run)}))
     return 0 if all(row.met for row in rows) else 1
 
 
