@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import check_exported, check_qwen3, check_rice
 from onevision.convert.mapping import EMBEDDING, HEAD, TensorGroup, language_groups, rice_groups, tensor_groups
 from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shapes, require_space, write_megatron
@@ -169,14 +171,22 @@ def _write_run(
     folder = step_folder(target, 0)
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True)
-    with Progress("import", total=len(info), unit="tensors") as progress:
+    with Progress("import", total=len(info), unit="tensors") as progress, ExitStack() as stack:
 
-        def read(key: str) -> Tensor:
-            progress.advance()
+        def prepare(key: str) -> Tensor:
             tensor = reads[key]()
             digests.read(tensor.nbytes)
             return tensor
 
+        def read(key: str) -> Tensor:
+            progress.advance()
+            assert key == next(order)
+            return next(tensors)
+
+        order = iter(info)  # that of writing too
+        makers = [(entry.nbytes, partial(prepare, key)) for key, entry in info.items()]
+        limit = max(entry.nbytes for entry in info.values())
+        tensors = stack.enter_context(closing(ahead(makers, limit)))
         written = write_megatron(temporary, info, read)
     commit(temporary, target, 0, architecture, keep=1, digests=written)
     save_recipe(recipe, target / "recipe.yaml")
