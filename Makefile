@@ -130,8 +130,8 @@ eval: $(READY)  ## accuracy of RUN per category
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
-export: $(READY)  ## Hugging Face directory of RUN: TO=dir, and its logits in other loaders: PARITY=yes|no
-	@$(JOBS) export $(run) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
+export: $(READY)  ## Hugging Face directory of RUN (STEP): TO=dir, and its logits in other loaders: PARITY=yes|no
+	@$(JOBS) export $(run) $(STEP:%=step=%) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
 
 consumers: $(READY)  ## make .venv-consumers: other loaders of exported folders, from envs/consumers-*.lock
 	@bash envs/consumers.sh

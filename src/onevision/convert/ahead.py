@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from threading import Condition, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(makers: Sequence[tuple[int, Callable[[], T]]], limit: int) -> Iterator[T]:
+def ahead(makers: Sequence[tuple[int, Callable[[], T]]], limit: int) -> Generator[T, None, None]:
     """The values of calls, in order, made by a thread while whoever iterates works with the ones before.
 
     `makers` are calls and the bytes of what each makes. Values that are made, and that which was given out last, have

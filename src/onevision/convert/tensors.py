@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
     writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
     writer.fs = files = _DigestedFiles()
     try:
-        with _without_checksums():
+        with _without_checksums(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is to be: no_dist
             dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
     except CheckpointException as failed:
         error, _ = failed.failures[0]
