@@ -9,23 +9,26 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+AHEAD = 1 << 28  # bytes: more than a layer's largest group, and little beside the embedding of a model
 
-def ahead(makers: Sequence[tuple[int, Callable[[], T]]], limit: int) -> Generator[T, None, None]:
+
+def ahead(makers: Sequence[tuple[int, Callable[[], T]]], limit: int = AHEAD) -> Generator[T, None, None]:
     """The values of calls, in order, made by a thread while whoever iterates works with the ones before.
 
-    `makers` are calls and the bytes of what each makes. Values that are made, and that which was given out last, have
-    `limit` bytes together, or are a single one. What a call raises is raised where its value would be given out.
+    `makers` are calls and the bytes of what each makes. Values that are made, and that which was given out last and
+    still may be held by its user, have `limit` bytes together; beyond that one is made only when its user waits for it.
+    What a call raises is raised where its value would be given out.
     """
     changed = Condition()
     ready: deque[T] = deque()
     failed: list[BaseException] = []
-    held, stopped = 0, False
+    held, waiting, stopped = 0, False, False
 
     def run() -> None:
         nonlocal held
         for size, make in makers:
             with changed:
-                while not stopped and held and held + size > limit:
+                while not stopped and held + size > limit and not (waiting and not ready):
                     changed.wait()
                 if stopped:
                     return
@@ -45,17 +48,20 @@ def ahead(makers: Sequence[tuple[int, Callable[[], T]]], limit: int) -> Generato
     thread = Thread(target=run, name="ahead", daemon=True)
     thread.start()
     try:
+        last = 0  # bytes of the value that was given out
         for size, _ in makers:
             with changed:
+                waiting = True
+                changed.notify_all()
                 changed.wait_for(lambda: ready or failed)
+                waiting = False
                 if not ready:
                     raise failed[0]
                 value = ready.popleft()
+                held, last = held - last, size
+                changed.notify_all()
             yield value
             del value
-            with changed:
-                held -= size
-                changed.notify_all()
     finally:
         with changed:
             stopped = True

@@ -150,7 +150,7 @@ def _write_weights(
                 progress.advance()
 
         makers = [(size, partial(read, group)) for size, group in zip(sizes, groups, strict=True)]
-        parts = stack.enter_context(closing(ahead(makers, max(sizes))))
+        parts = stack.enter_context(closing(ahead(makers)))
         for number, members in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             info = {

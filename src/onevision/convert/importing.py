@@ -130,7 +130,14 @@ def _reads(
 ) -> dict[str, Read]:
     def reader(group: TensorGroup) -> Read:
         def read() -> Tensor:
-            tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            stored = {source.info[name].dtype for name, _ in group.sources}
+            if group.rows or len(stored) > 1:
+                tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            else:  # one behind the other, each read to where it belongs
+                tensor = torch.empty(group.shape, dtype=stored.pop())
+                places = tensor.split([shape[0] for _, shape in group.sources])
+                for (name, _), place in zip(group.sources, places, strict=True):
+                    source.read(name, place)
             return tensor if dtype is None else tensor.to(dtype)
 
         return read
@@ -185,8 +192,7 @@ def _write_run(
 
         order = iter(info)  # that of writing too
         makers = [(entry.nbytes, partial(prepare, key)) for key, entry in info.items()]
-        limit = max(entry.nbytes for entry in info.values())
-        tensors = stack.enter_context(closing(ahead(makers, limit)))
+        tensors = stack.enter_context(closing(ahead(makers)))
         written = write_megatron(temporary, info, read)
     commit(temporary, target, 0, architecture, keep=1, digests=written)
     save_recipe(recipe, target / "recipe.yaml")

@@ -251,14 +251,14 @@ class SafetensorsFolder:
                 self._places[name] = path, 8 + length + entry["data_offsets"][0]
         self.files.append(path)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU.
+    def read(self, name: str, place: Tensor | None = None) -> Tensor:
+        """One tensor, on the CPU; with `place`, a contiguous tensor of its size and dtype, read into that.
 
         Raises:
             DataError: the file was shortened since it was opened.
         """
         path, begin = self._places[name]
-        tensor = torch.empty(self.info[name].shape, dtype=self.info[name].dtype)
+        tensor = torch.empty(self.info[name].shape, dtype=self.info[name].dtype) if place is None else place
         content = tensor.view(-1).view(torch.uint8).numpy()
         with path.open("rb", buffering=0) as file:
             file.seek(begin)
