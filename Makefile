@@ -136,8 +136,8 @@ chat: $(READY)  ## ask RUN about images, in the terminal; WEB=1: on a page at 12
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
-export: $(READY)  ## Hugging Face directory of RUN: TO=dir, and its logits in other loaders: PARITY=yes|no
-	@$(JOBS) export $(run) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
+export: $(READY)  ## Hugging Face directory of RUN (STEP): TO=dir, and its logits in other loaders: PARITY=yes|no
+	@$(JOBS) export $(run) $(STEP:%=step=%) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
 
 consumers: $(READY)  ## make .venv-consumers: other loaders of exported folders, from envs/consumers-*.lock
 	@bash envs/consumers.sh

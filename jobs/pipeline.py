@@ -109,7 +109,7 @@ def pipeline_steps(
         steps.append(Step(train_work(recipe, nodes, queues), output, (pack.work.name, before), recipe))
         before = recipe.name
     run = Path(last.output)
-    steps.append(Step(export_work(last, run, None, run / "export"), run / "export", (before,)))
+    steps.append(Step(export_work(last, run, None, run / "export", parity="no"), run / "export", (before,)))
     if last.evaluation.corpus:
         steps.append(Step(evaluate_work(last, run), run / "evaluation", (before,)))
     return steps

@@ -2,7 +2,7 @@
 
 Each runs in a process of its own, whose peak memory is the system's count of it (VmHWM: interpreter and libraries
 included, page cache not), on files that are not in the page cache. The copy reads and writes blocks of 8 MiB and syncs
-every file, as export and import do; it is made right after, since a disk that others use too is not the same all day.
+every file, as export and import do; it is made right before, since a disk that others use too is not the same all day.
 What must be in memory at once is a group of tensors that make up one: query, key and value, or gate and up; the largest
 one is the embedding, or the head.
 """
@@ -64,16 +64,14 @@ def weights(run: Path, architecture: Architecture) -> None:
 
 def _measured(what: str, arguments: list[Any], source: Path, target: Path, sizes: list[int]) -> list[Row]:
     """The two rows of an export or import that reads `source` and writes `target`."""
+    copy = target.with_name("copy")
+    _forget_cache(source)
+    seconds = timed(lambda: copy_files(source, copy))
+    shutil.rmtree(copy)
     _forget_cache(source)
     command = [sys.executable, "-m", "benchmarks.export.alone", what, *map(str, arguments)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     told = json.loads(ended.stdout.strip().splitlines()[-1])
-    copy = target.with_name("copy")
-    if what == "import":  # the copy takes its room
-        shutil.rmtree(target)
-    _forget_cache(source)
-    seconds = timed(lambda: copy_files(source, copy))
-    shutil.rmtree(copy)
     total, largest = sum(sizes), max(sizes)
     return [
         Row(

@@ -36,7 +36,7 @@ class Digests:
     thread ends, finished or not.
     """
 
-    def __init__(self, paths: Sequence[str | Path], ahead: int = 1 << 30) -> None:
+    def __init__(self, paths: Sequence[str | Path], ahead: int = 1 << 28) -> None:
         self._paths = [Path(path) for path in paths]
         self._digests: dict[Path, str] = {}
         self._error: OSError | None = None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import (
     CONFIGURATION_CODE,
     MODELING_CODE,
@@ -134,14 +137,20 @@ def _write_weights(
     require_space(target, sum(sizes))
     shards = shards_of(sizes, shard_bytes)
     weight_map: dict[str, str] = {}
-    with Progress("export", total=len(groups), unit="tensors") as progress:
+    with Progress("export", total=len(groups), unit="tensors") as progress, ExitStack() as stack:
+
+        def read(group: TensorGroup) -> list[Tensor]:
+            tensor = store.read(group.key)
+            digests.read(tensor.nbytes)
+            return list(group.split(tensor).values())
 
         def tensors(members: Sequence[int]) -> Iterator[Tensor]:
-            for member in members:
-                yield from groups[member].split(store.read(groups[member].key)).values()
-                digests.read(sizes[member])
+            for _ in members:
+                yield from next(parts)
                 progress.advance()
 
+        makers = [(size, partial(read, group)) for size, group in zip(sizes, groups, strict=True)]
+        parts = stack.enter_context(closing(ahead(makers)))
         for number, members in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             info = {

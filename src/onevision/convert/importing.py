@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import check_exported, check_qwen3, check_rice
 from onevision.convert.mapping import EMBEDDING, HEAD, TensorGroup, language_groups, rice_groups, tensor_groups
 from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shapes, require_space, write_megatron
@@ -128,7 +130,14 @@ def _reads(
 ) -> dict[str, Read]:
     def reader(group: TensorGroup) -> Read:
         def read() -> Tensor:
-            tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            stored = {source.info[name].dtype for name, _ in group.sources}
+            if group.rows or len(stored) > 1:
+                tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            else:  # one behind the other, each read to where it belongs
+                tensor = torch.empty(group.shape, dtype=stored.pop())
+                places = tensor.split([shape[0] for _, shape in group.sources])
+                for (name, _), place in zip(group.sources, places, strict=True):
+                    source.read(name, place)
             return tensor if dtype is None else tensor.to(dtype)
 
         return read
@@ -169,14 +178,21 @@ def _write_run(
     folder = step_folder(target, 0)
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True)
-    with Progress("import", total=len(info), unit="tensors") as progress:
+    with Progress("import", total=len(info), unit="tensors") as progress, ExitStack() as stack:
 
-        def read(key: str) -> Tensor:
-            progress.advance()
+        def prepare(key: str) -> Tensor:
             tensor = reads[key]()
             digests.read(tensor.nbytes)
             return tensor
 
+        def read(key: str) -> Tensor:
+            progress.advance()
+            assert key == next(order)
+            return next(tensors)
+
+        order = iter(info)  # that of writing too
+        makers = [(entry.nbytes, partial(prepare, key)) for key, entry in info.items()]
+        tensors = stack.enter_context(closing(ahead(makers)))
         written = write_megatron(temporary, info, read)
     commit(temporary, target, 0, architecture, keep=1, digests=written)
     save_recipe(recipe, target / "recipe.yaml")

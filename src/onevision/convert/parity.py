@@ -259,7 +259,8 @@ def check_parity(
     threads = threads or torch.get_num_threads()
     expected = _answers_of(step, content, architecture, device, cases, image_token)
 
-    rows, versions, missing = [], {}, {}
+    rows: list[Comparison] = []
+    versions: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=folder.parent) as name:
         recipe = Recipe(model=ModelRecipe(preset=architecture.name), train=TrainRecipe(precision="fp32"))
         import_exported(folder, Path(name) / "run", recipe)

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,17 +126,29 @@ class _OneAtATime(DefaultSavePlanner):
         return self._read(index.fqn) if isinstance(value, Tensor) else value
 
 
+def begin_write_back(file: IO[bytes]) -> None:
+    """Have the system begin to write to the disk what was written to a file, so that little is left to wait for when it
+    is synced. Clean pages of it leave the cache."""
+    file.flush()
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 class _Digested:
     """A file that is written from its begin to its end, and the digest of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.state = xxhash.xxh3_128()
-        self.tell, self.flush, self.close = file.tell, file.flush, file.close
+        self.tell, self.flush = file.tell, file.flush
 
     def write(self, data: Any) -> int:
         self.state.update(data)
         return self._file.write(data)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            begin_write_back(self._file)
+            self._file.close()
 
 
 class _DigestedFiles(FileSystem):
@@ -150,6 +163,18 @@ class _DigestedFiles(FileSystem):
             stream = _Digested(file)
             yield stream
         self.digests[Path(path).name] = stream.state.hexdigest()
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Have PyTorch leave the checksums of its zip files out: they take as long as the writing, nothing looks at them,
+    and the digest of the file covers more."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> dict[str, str]:
@@ -167,7 +192,9 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
     writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
     writer.fs = files = _DigestedFiles()
     try:
-        dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
+        with _without_checksums(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is to be: no_dist
+            dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
     except CheckpointException as failed:
         error, _ = failed.failures[0]
         # What the system said stands behind what the serializer made of it.
@@ -191,7 +218,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self.info: dict[str, TensorInfo] = {}
         self.files: list[Path] = []
-        self._file_of: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, int]] = {}  # file, and first byte in it
         index = self.folder / INDEX_FILE
         if index.exists():
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -213,16 +240,34 @@ class SafetensorsFolder:
                     if kind not in DTYPE_OF:
                         raise InputError(f"{path}: tensor {name} is {kind}, not one of {', '.join(DTYPE_OF)}")
                     self.info[name] = TensorInfo(tuple(entry.get_shape()), DTYPE_OF[kind])
-                    self._file_of[name] = path
         except SafetensorError as error:
             raise DataError(f"{path} is not a complete safetensors file: {error}") from None
+        # The library, which has checked the file by now, maps it into memory; it does not say where a tensor lies.
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._places[name] = path, 8 + length + entry["data_offsets"][0]
         self.files.append(path)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        # Opened for each tensor: a file that stays open keeps in memory what was ever read from it.
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name)
+    def read(self, name: str, place: Tensor | None = None) -> Tensor:
+        """One tensor, on the CPU; with `place`, a contiguous tensor of its size and dtype, read into that.
+
+        Raises:
+            DataError: the file was shortened since it was opened.
+        """
+        path, begin = self._places[name]
+        tensor = torch.empty(self.info[name].shape, dtype=self.info[name].dtype) if place is None else place
+        content = tensor.view(-1).view(torch.uint8).numpy()
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            found = 0
+            while found < len(content) and (count := file.readinto(content[found:].data)):
+                found += count
+        if found < len(content):
+            raise DataError(f"{path} ends within tensor {name}: it was changed while it was read")
+        return tensor
 
 
 def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:
@@ -244,6 +289,7 @@ def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Itera
         for (name, entry), tensor in zip(info.items(), tensors, strict=True):
             assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), name
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            begin_write_back(file)
         file.flush()
         os.fsync(file.fileno())
 
