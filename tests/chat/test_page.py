@@ -75,6 +75,17 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         wrong = {"name": "wrong.png", "mimeType": "image/png", "buffer": b"no image"}
         tab.locator("input[type=file]").set_input_files([wrong])  # type: ignore[list-item]
         expect(tab.locator(".q-notification", has_text="wrong.png is not an image that can be read")).to_be_visible()
+        tab.get_by_role("button", name="Clear").click()
+        expect(tab.locator(".answer")).to_have_count(0)
+        tab.locator("input[type=file]").set_input_files([images["plain"], images["odd"]])
+        expect(tab.locator(".q-img")).to_have_count(2)
+        for label, value in (("temperature", "1"), ("seed", "2"), ("max_new_tokens", "3000")):  # it has much to say
+            tab.get_by_label(label).fill(value)
+        tab.get_by_placeholder("Ask").fill("What is shown?")
+        tab.get_by_role("button", name="Ask").click()
+        expect(tab.locator(".answer")).not_to_have_text("…")
+        tab.get_by_role("button", name="Stop").click()
+        expect(tab.locator(".facts")).to_contain_text("stopped")
         browser.close()
     elsewhere = [url for url in asked_for if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
     assert asked_for and not elsewhere
