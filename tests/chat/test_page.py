@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
     elsewhere = [url for url in asked_for if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
     assert asked_for and not elsewhere
     assert not problems
+    served.send_signal(signal.SIGINT)
+    assert served.wait(60) == 0
 
 
 def test_a_page_that_cannot_be_served_is_refused_before_the_model_is_loaded(
