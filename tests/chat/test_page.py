@@ -45,6 +45,7 @@ def served(run: Recipe, port: int) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed (envs/chat.lock, Debian's chromium)")
 def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhere(
     served: subprocess.Popen[str], port: int, images: dict[str, Path], tmp_path: Path
@@ -58,8 +59,8 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 900, "height": 800})
-        tab.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        tab.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
         tab.on("request", lambda request: asked_for.append(request.url))
         tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         tab.goto(f"http://127.0.0.1:{port}/")
