@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def served(run: Recipe, port: int) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed (envs/chat.lock, Debian's chromium)")
 def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhere(
     served: subprocess.Popen[str], port: int, images: dict[str, Path], tmp_path: Path
@@ -57,8 +59,8 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 900, "height": 800})
-        tab.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        tab.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
         tab.on("request", lambda request: asked_for.append(request.url))
         tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         tab.goto(f"http://127.0.0.1:{port}/")
@@ -75,10 +77,23 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         wrong = {"name": "wrong.png", "mimeType": "image/png", "buffer": b"no image"}
         tab.locator("input[type=file]").set_input_files([wrong])  # type: ignore[list-item]
         expect(tab.locator(".q-notification", has_text="wrong.png is not an image that can be read")).to_be_visible()
+        tab.get_by_role("button", name="Clear").click()
+        expect(tab.locator(".answer")).to_have_count(0)
+        tab.locator("input[type=file]").set_input_files([images["plain"], images["odd"]])
+        expect(tab.locator(".q-img")).to_have_count(2)
+        for label, value in (("temperature", "1"), ("seed", "2"), ("max_new_tokens", "3000")):  # it has much to say
+            tab.get_by_label(label).fill(value)
+        tab.get_by_placeholder("Ask").fill("What is shown?")
+        tab.get_by_role("button", name="Ask").click()
+        expect(tab.locator(".answer")).not_to_have_text("…")
+        tab.get_by_role("button", name="Stop").click()
+        expect(tab.locator(".facts")).to_contain_text("stopped")
         browser.close()
     elsewhere = [url for url in asked_for if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
     assert asked_for and not elsewhere
     assert not problems
+    served.send_signal(signal.SIGINT)
+    assert served.wait(60) == 0
 
 
 def test_a_page_that_cannot_be_served_is_refused_before_the_model_is_loaded(

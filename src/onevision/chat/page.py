@@ -7,7 +7,7 @@ import asyncio
 import base64
 import errno
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
@@ -181,14 +181,15 @@ def serve(assistant: Assistant, settings: Settings, host: str, port: int) -> Non
 
     address = f"[{host}]" if ":" in host else host
     print(f"{assistant.label}\nopen http://{address}:{port}/ in a browser; Ctrl-C ends it", flush=True)
-    ui.run(
-        lambda: Page(assistant, settings, turn),
-        host=host,
-        port=port,
-        reload=False,
-        show=False,
-        show_welcome_message=False,
-    )
+    with suppress(KeyboardInterrupt):
+        ui.run(
+            lambda: Page(assistant, settings, turn),
+            host=host,
+            port=port,
+            reload=False,
+            show=False,
+            show_welcome_message=False,
+        )
 
 
 def _data_url(content: bytes) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIRST_ROWS = 512
+FIRST_ROWS = 256
 
 
 class KeyValueCache:
