@@ -27,11 +27,14 @@ data = $(SOURCE:%=data.source=%) $(FORMAT:%=data.format=%) $(SEQ:%=data.sequence
 # A stage-0 checkpoint is made of LANGUAGE=dir (Qwen3) and VISION=dir (RICE-ViT), or of EXPORTED=dir.
 weights = $(LANGUAGE:%=language=%) $(VISION:%=vision=%) $(EXPORTED:%=exported=%)
 
+comma := ,
+space := $(subst ,, )
+
 # The Python of gpu-check: the one that is named, else that of .venv, else python3. A machine with a GPU has its PyTorch
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 
-ifneq ($(filter resume eval report export logs samples cancel,$(MAKECMDGOALS)),)
+ifneq ($(filter resume eval chat report export logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -124,14 +127,26 @@ fault-check: $(READY)  ## kill, freeze, damage and fill up real training runs on
 
 ##@ Results
 
-eval: $(READY)  ## accuracy of RUN per category
-	@$(JOBS) evaluate $(run) $(place) $(ARGS)
+eval: $(READY)  ## RUN on its held-out questions, or on TASKS=a,b of lmms-eval: STEP=n, MODEL_CLASS=onevision_exported
+	@$(JOBS) evaluate $(run) $(if $(TASKS),tasks=$(subst $(space),$(comma),$(strip $(TASKS)))) $(STEP:%=step=%) $(MODEL_CLASS:%=model=%) $(place) $(ARGS)
+
+chat: $(READY)  ## ask RUN about images, in the terminal; WEB=1: on a page at 127.0.0.1
+	@$(JOBS) chat $(run) $(STEP:%=step=%) $(if $(WEB),web=true) $(ARGS)
 
 report: $(READY)  ## report.html of RUN
 	@$(JOBS) report $(run) $(place) $(ARGS)
 
-export: $(READY)  ## Hugging Face directory of RUN: TO=dir
-	@$(JOBS) export $(run) $(TO:%=to=%) $(place) $(ARGS)
+export: $(READY)  ## Hugging Face directory of RUN (STEP): TO=dir, and its logits in other loaders: PARITY=yes|no
+	@$(JOBS) export $(run) $(STEP:%=step=%) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
+
+consumers: $(READY)  ## make .venv-consumers: other loaders of exported folders, from envs/consumers-*.lock
+	@bash envs/consumers.sh
+
+export-check: consumers  ## every loader against the checkpoint, memory and bandwidth of export and import: FOLDER=dir
+	@.venv/bin/python -m benchmarks.export $(FOLDER:%=folder=%) $(ARGS)
+
+eval-check: $(READY)  ## three ways of asking the same questions agree; kill -9 keeps answers; exceptions are counted
+	@.venv/bin/python -m benchmarks.evaluation $(ARGS)
 
 ##@ Slurm
 
@@ -173,6 +188,9 @@ bench-concepts: $(READY)  ## concept search, and the balance of 85M samples, bes
 bench-data: $(READY)  ## images, lengths and the loader, beside peers
 	@.venv/bin/python -m benchmarks.data $(ARGS)
 
+bench-generation: $(READY)  ## tokens/s of answers, with a KV cache and without
+	@.venv/bin/python -m benchmarks.generation $(ARGS)
+
 bench-ops: $(READY)  ## the ops of cuda/ on this machine's GPU, beside its bandwidth
 	@.venv/bin/python -m benchmarks.ops $(ARGS)
 
@@ -204,6 +222,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval report export slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check chat report export consumers export-check slurm-up slurm-down slurm-check scripts \
   parallel-check fault-check cuda cuda-check gpu-check \
-  bench bench-packing bench-concepts bench-data bench-ops test-fast lint clean-demo
+  bench bench-packing bench-concepts bench-data bench-generation bench-ops test-fast lint clean-demo

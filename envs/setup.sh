@@ -31,6 +31,13 @@ missing() {
         <(grep '^[A-Za-z]' "$lock" | LC_ALL=C sort)
 }
 
+# Do the packages fit each other? Those of the optional locks are left out: what lmms-eval asks for and envs/eval.lock
+# leaves out is no mistake.
+fitting() {
+    ! "${pip[@]}" check | tr _ - | grep -v '^No broken' |
+        grep -v -i -f <(grep -h '^[A-Za-z]' envs/eval.lock envs/dali.lock | sed 's/==.*//; s/_/-/g; s/.*/^& /')
+}
+
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     fail "$python cannot be run; name a Python 3.11 or 3.12: make setup PYTHON=/path/to/python3.11"
 case $version in
@@ -50,7 +57,7 @@ if [[ ! -x .venv/bin/python || -n $(missing) ]]; then
     [[ -x .venv/bin/python ]] || step "Python $version" "$python" -m venv .venv
     step "PyTorch (the largest part)" "${pip[@]}" install --progress-bar off "$(grep '^torch==' "$lock")"
     step "the packages of $lock" "${pip[@]}" install --progress-bar off --no-deps -r "$lock"
-    step "checking" "${pip[@]}" check
+    step "checking" fitting
     rm -f "$unfinished"
 fi
 step "onevision" "${pip[@]}" install --no-deps --no-build-isolation -e .

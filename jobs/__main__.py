@@ -44,6 +44,7 @@ JOBS = {
     "samples": Job("jobs.samples:run", "the samples of a step of a run, or whether each step had those planned"),
     "cancel": Job("jobs.logs:run_cancel", "end the job of a run, saved"),
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
+    "chat": Job("jobs.chat:run", "ask a checkpoint about images, in the terminal or on a page"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
     "report": Job("jobs.report:run", "report.html of a run folder"),
     "bench": Job("jobs.benchmark:run", "throughput of the stages of a model, beside peers: table, JSON, plot"),

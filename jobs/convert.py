@@ -10,10 +10,12 @@ from jobs.cluster import Work
 from jobs.numbers import whole
 from jobs.place import place_of, start
 from jobs.ranks import ready_model
-from onevision.errors import InputError
+from onevision.errors import DataError, InputError
 from onevision.recipe import Recipe, load_recipe
 
 SOURCES = ("language", "vision", "exported")  # settings that name where weights come from
+PARITY = ("auto", "yes", "no")
+QUICK = 10**9  # parameters of a model that is compared without being asked: seconds, and 4 GB
 
 
 def run_import(arguments: list[str]) -> int:
@@ -33,18 +35,22 @@ def run_import(arguments: list[str]) -> int:
 
 
 def run_export(arguments: list[str]) -> int:
-    """python -m jobs export RUN [step=N] [to=DIR] [key=value ...]
+    """python -m jobs export RUN [step=N] [to=DIR] [parity=auto|yes|no] [key=value ...]
 
-    Writes the newest checkpoint of a run, or that of `step`, as a Hugging Face directory; default RUN/export.
+    Writes the newest checkpoint of a run, or that of `step`, as a Hugging Face directory; default RUN/export. Then it
+    compares the logits of that directory with those of the checkpoint in every loader that is installed, and leaves
+    parity.json and parity.txt there: with `parity=auto` for models below a billion parameters only.
     """
-    run, overrides, own = parse(arguments, "export", "run folder", ("step", "to"))
+    run, overrides, own = parse(arguments, "export", "run folder", ("step", "to", "parity"))
     recipe = run_recipe(run, overrides)
     step = whole(own["step"]) if "step" in own else None
     if "step" in own and step is None:
         raise InputError(f"step={own['step']} is not a number")
-    output = Path(own.get("to", run / "export"))
-    work = export_work(recipe, run, step, output)
-    return start(work, place_of(own), lambda summary: print(f"{output}: {summary}"))
+    output, parity = Path(own.get("to", run / "export")), own.get("parity", "auto")
+    if parity not in PARITY:
+        raise InputError(f"parity={parity} is not one of {', '.join(PARITY)}")
+    work = export_work(recipe, run, step, output, parity)
+    return start(work, place_of(own), lambda told: print(f"{output}: {told}"))
 
 
 def import_work(recipe: Recipe, sources: dict[str, str]) -> Work:
@@ -52,9 +58,9 @@ def import_work(recipe: Recipe, sources: dict[str, str]) -> Work:
     return Work("import", import_here, (recipe, sources), log_folder=Path(recipe.output) / "log")
 
 
-def export_work(recipe: Recipe, run: Path, step: int | None, output: Path) -> Work:
+def export_work(recipe: Recipe, run: Path, step: int | None, output: Path, parity: str = "auto") -> Work:
     """The export job of a run folder."""
-    return Work("export", export_here, (recipe, run, step, output), log_folder=run / "log")
+    return Work("export", export_here, (recipe, run, step, output, parity), log_folder=run / "log")
 
 
 def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
@@ -67,10 +73,22 @@ def import_here(recipe: Recipe, sources: dict[str, str]) -> dict[str, Any]:
     return import_pretrained(sources["language"], sources["vision"], recipe.output, recipe).summary
 
 
-def export_here(recipe: Recipe, run: Path, step: int | None, output: Path) -> dict[str, Any]:
-    """The export job itself."""
+def export_here(recipe: Recipe, run: Path, step: int | None, output: Path, parity: str = "auto") -> str:
+    """The export job itself; returns what to tell of it."""
     ready_model()
     from onevision.convert.exporting import export
     from onevision.training.checkpoint_files import step_folder
 
-    return export(run if step is None else step_folder(run, step), recipe.data, output).summary
+    source = run if step is None else step_folder(run, step)
+    made = export(source, recipe.data, output)
+    summary, told = made.summary, f"{made.summary}"
+    if made.skipped and parity == "auto" and (output / "parity.txt").exists():
+        return f"{told}\n{(output / 'parity.txt').read_text(encoding='utf-8')}"
+    if parity == "no" or (parity == "auto" and summary["parameters"] > QUICK):
+        return f"{told}\nnot compared with the checkpoint in any loader; parity=yes does that"
+    from onevision.convert.parity import check_parity, table
+
+    report = check_parity(step_folder(run, summary["step"]), output, recipe.train.threads)
+    if not report["met"]:
+        raise DataError(f"{output}: other logits than the checkpoint's, see {output / 'parity.txt'}")
+    return f"{told}\n{table(report)}"

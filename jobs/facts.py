@@ -16,7 +16,8 @@ from jobs.slurm import Accounted, Queued, Slurm, SlurmError
 
 ROOTS = ("runs", "data")  # where runs and data jobs are looked for
 FINAL = ("done", "stop")  # decisions after which a job is not started again
-_CLOSED = {"checkpoints", "tensorboard", "log", "evaluation", "export", "images"}  # folders without runs in them
+# Folders without runs in them
+_CLOSED = {"checkpoints", "tensorboard", "log", "evaluation", "lmms_eval", "export", "images"}
 _DEPTH = 5  # below a root
 _TAIL_BYTES = 65_536
 _TAIL_ROWS = 20

@@ -13,7 +13,9 @@ from jobs.convert import SOURCES, export_work, import_work
 from jobs.data import corpus_work, data_ranks, pack_work, required
 from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
+from jobs.harness import evaluate_awaited
 from jobs.place import Place, place_of, queued_line, start
+from jobs.sites import Site
 from jobs.train import check_training, init_work, train_work
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
@@ -54,7 +56,7 @@ def run(arguments: list[str]) -> int:
     folder, overrides, own = parse(arguments, "pipeline", "folder of recipes", (*SOURCES, "ranks"))
     place = place_of(own)
     sources = {key: own[key] for key in SOURCES if key in own}
-    steps = pipeline_steps(folder, overrides, sources, place.nodes, data_ranks(own))
+    steps = pipeline_steps(folder, overrides, sources, place.nodes, data_ranks(own), place.site)
     for step in steps:
         if step.done:
             print(f"{step.work.name}: done already, in {step.output}")
@@ -62,6 +64,8 @@ def run(arguments: list[str]) -> int:
     if place.here:
         for step in steps:
             start(step.work, place)
+            if step.recipe is not None:
+                evaluate_awaited(step.recipe, place)
         return 0
     refuse(steps, place)
     jobs: dict[str, int] = {}
@@ -74,9 +78,15 @@ def run(arguments: list[str]) -> int:
 
 
 def pipeline_steps(
-    folder: Path, overrides: list[str], sources: dict[str, str], nodes: int, ranks: int = 1
+    folder: Path,
+    overrides: list[str],
+    sources: dict[str, str],
+    nodes: int,
+    ranks: int = 1,
+    site: Site | None = None,
 ) -> list[Step]:
     """The steps in an order in which they can run: training on `nodes` nodes, data steps in `ranks` processes of one.
+    Training queues the evaluation of its checkpoints on the `site`; without Slurm they follow it.
 
     Raises:
         InputError: a recipe is wrong, or nothing says where the weights of stage 0 come from.
@@ -95,10 +105,11 @@ def pipeline_steps(
     for recipe in stages:
         output = Path(recipe.output)
         *_, pack = packed[recipe.data.packs]
-        steps.append(Step(train_work(recipe, nodes), output, (pack.work.name, before), recipe))
+        queues = site if site is not None and site.scheduler == "slurm" else None
+        steps.append(Step(train_work(recipe, nodes, queues), output, (pack.work.name, before), recipe))
         before = recipe.name
     run = Path(last.output)
-    steps.append(Step(export_work(last, run, None, run / "export"), run / "export", (before,)))
+    steps.append(Step(export_work(last, run, None, run / "export", parity="no"), run / "export", (before,)))
     if last.evaluation.corpus:
         steps.append(Step(evaluate_work(last, run), run / "evaluation", (before,)))
     return steps

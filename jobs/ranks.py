@@ -6,18 +6,36 @@ import gc
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.records import leave_record
 from onevision.errors import Hung
 from onevision.recipe import Recipe
 
+if TYPE_CHECKING:
+    from jobs.sites import Site
 
-def train_here(recipe: Recipe) -> dict[str, Any]:
-    """The training job itself: one process a rank, which finds its place in the launcher's environment."""
+
+def train_here(recipe: Recipe, site: Site | None = None) -> dict[str, Any]:
+    """The training job itself: one process a rank, which finds its place in the launcher's environment. With a `site`
+    the first rank queues the evaluation of checkpoints there."""
     ready_model()
+    evaluations = None
+    if site is not None and recipe.evaluation.tasks:
+        from jobs.harness import EvaluationQueue
+
+        evaluations = EvaluationQueue(recipe, site)
+    try:
+        return _train(recipe, evaluations)
+    finally:
+        if evaluations is not None:
+            evaluations.close()
+
+
+def _train(recipe: Recipe, on_checkpoint: Callable[[int], None] | None) -> dict[str, Any]:
     from onevision.model.device import Ranks
     from onevision.training.loop import train
 
@@ -32,6 +50,7 @@ def train_here(recipe: Recipe) -> dict[str, Any]:
             rendezvous=f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
         ),
         on_hang=partial(leave_record, Path(os.environ["RANK_RECORD"]), Hung.exit_code),
+        on_checkpoint=on_checkpoint,
     )
 
 

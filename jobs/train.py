@@ -9,10 +9,12 @@ from typing import Any
 
 from jobs.arguments import parse, recipe_of, run_recipe
 from jobs.cluster import Work, slurm_problems
+from jobs.harness import evaluate_awaited
 from jobs.here import launch
 from jobs.place import Place, place_of, start
 from jobs.preflight import Preflight, preflight
 from jobs.ranks import initialise_here, train_here
+from jobs.sites import Site
 from onevision.errors import InputError
 from onevision.recipe import Recipe, layout_problems
 
@@ -53,8 +55,9 @@ def train_at(recipe: Recipe, place: Place) -> int:
     """Train a recipe at a place: refuse what cannot work, then run it here or queue it."""
     if place.here:
         train_stage(recipe, place.ranks)
+        evaluate_awaited(recipe, place)
         return 0
-    work = train_work(recipe, place.nodes)
+    work = train_work(recipe, place.nodes, place.site)
     check = check_training(recipe, place)
     check.refuse()
     print(check.text, flush=True)
@@ -73,12 +76,12 @@ def init_work(recipe: Recipe) -> Work:
     return Work("init", initialise_here, (recipe,), log_folder=log_folder(recipe))
 
 
-def train_work(recipe: Recipe, nodes: int) -> Work:
-    """The training job of a recipe."""
+def train_work(recipe: Recipe, nodes: int, site: Site | None = None) -> Work:
+    """The training job of a recipe, which queues its evaluations on the `site`."""
     log = log_folder(recipe)
     run = Path(recipe.output)
     return Work(
-        recipe.name, train_here, (recipe,), log, needs="nodes", nodes=nodes, run=run, steps=recipe.train.steps
+        recipe.name, train_here, (recipe, site), log, needs="nodes", nodes=nodes, run=run, steps=recipe.train.steps
     )
 
 

@@ -25,6 +25,11 @@ from onevision.recipe import recipe_from
         ({"performance": {"tp_comm_overlap": True}}, "user buffers, of a fixed number of tokens"),
         ({"train": {"spike_factor": 1.0}}, "train.spike_factor=1.0 would call every step bad: set it above 1, or to 0"),
         ({"train": {"on_divergence": "go on"}}, "train.on_divergence='go on' is not one of stop, skip, rewind"),
+        ({"evaluation": {"interval": 100}}, "evaluation.interval=100 has nothing to ask: name evaluation.tasks"),
+        ({"evaluation": {"tasks": ["mmstar"], "interval": 150}}, "is not a multiple of checkpoint.interval=100"),
+        ({"evaluation": {"tasks": ["../x"]}}, "evaluation.tasks: '../x' is not the name of a task"),
+        ({"evaluation": {"tasks": ["onevision_heldout"]}}, "asks the questions of evaluation.corpus, which is empty"),
+        ({"evaluation": {"max_failed": 2.0}}, "evaluation.max_failed=2.0 is not between 0 and 1"),
     ],
 )
 def test_what_excludes_each_other(values: dict[str, dict[str, object]], line: str) -> None:

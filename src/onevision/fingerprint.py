@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Condition, Thread
+from types import TracebackType
 from typing import Any
 
 import xxhash
+
+BLOCK = 8 << 20  # bytes that are read at once
 
 
 def bytes_digest(data: bytes) -> str:
@@ -18,9 +23,78 @@ def file_digest(path: str | Path) -> str:
     """Digest of a file's content, read in 8 MiB blocks."""
     state = xxhash.xxh3_128()
     with Path(path).open("rb") as file:
-        while block := file.read(8 << 20):
+        while block := file.read(BLOCK):
             state.update(block)
     return state.hexdigest()
+
+
+class Digests:
+    """Digests of files, found by a thread in their order while somebody else reads the same files.
+
+    The thread stays less than `ahead` bytes in front of the reader, who says how far it is: so what one of them has
+    brought into the page cache the other finds there, and the disk is read once. At the end of the `with` block the
+    thread ends, finished or not.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], ahead: int = 1 << 28) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._digests: dict[Path, str] = {}
+        self._error: OSError | None = None
+        self._changed = Condition()
+        self._ahead = ahead  # bytes that the thread may still read
+        self._unbound = self._stopped = False
+        self._thread = Thread(target=self._run, name="digests", daemon=True)
+
+    def __enter__(self) -> Digests:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def read(self, count: int) -> None:
+        """The reader has read `count` bytes more."""
+        with self._changed:
+            self._ahead += count
+            self._changed.notify()
+
+    def result(self) -> dict[Path, str]:
+        """Digest of each file, once all are there.
+
+        Raises:
+            OSError: a file could not be read.
+        """
+        with self._changed:
+            self._unbound = True
+            self._changed.notify()
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._digests
+
+    def _run(self) -> None:
+        try:
+            for path in self._paths:
+                state = xxhash.xxh3_128()
+                with path.open("rb") as file:
+                    while block := file.read(BLOCK):
+                        state.update(block)
+                        if not self._may_go_on(len(block)):
+                            return
+                self._digests[path] = state.hexdigest()
+        except OSError as error:
+            self._error = error
+
+    def _may_go_on(self, count: int) -> bool:
+        with self._changed:
+            self._ahead -= count
+            self._changed.wait_for(lambda: self._ahead > 0 or self._unbound or self._stopped)
+            return not self._stopped
 
 
 def value_digest(value: Any) -> str:

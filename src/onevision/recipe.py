@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from onevision.errors import InputError
 from onevision.files import write_text
+from onevision.recipe_evaluation import EvaluationRecipe, evaluation_problems
 from onevision.recipe_training import (
     NOT_OFFERED,
     TRAINING_CHOICES,
@@ -129,15 +130,6 @@ class CheckpointRecipe:
 
 
 @dataclass(frozen=True)
-class EvaluationRecipe:
-    """Questions that training never sees, answered by greedy generation."""
-
-    corpus: str = ""  # corpus of the held-out questions
-    max_new_tokens: int = 16
-    batch_tokens: int = 8192  # prompt tokens answered at once
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a result."""
 
@@ -227,6 +219,9 @@ _MINIMUM: dict[str, float] = {
     "checkpoint.local_interval": 1,
     "evaluation.max_new_tokens": 1,
     "evaluation.batch_tokens": 1,
+    "evaluation.interval": 0,
+    "evaluation.batch_size": 1,
+    "evaluation.retries": 0,
 }
 
 
@@ -417,6 +412,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             "train.fp8_recipe=tensorwise, or no local copies"
         )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
+    problems += evaluation_problems(recipe.evaluation, max(1, recipe.checkpoint.interval))
     if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
         problems.append(
             "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "

@@ -30,19 +30,25 @@ class StepResult:
 
 
 def run_step(
-    name: str, folder: str | Path, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any]]
+    name: str,
+    folder: str | Path,
+    inputs: dict[str, Any] | Callable[[], dict[str, Any]],
+    build: Callable[[Path], dict[str, Any]],
 ) -> StepResult:
     """Run `build(temporary_folder) -> summary` unless `folder` already holds the result for the same `inputs`.
 
     `inputs` is a JSON value that names everything the output depends on: settings and the fingerprints of files.
     `folder/step.json` keeps it with the summary. The new folder takes the place of an older one in one rename.
+    `inputs` may be a call that gives them: where there is no older output it is made after `build`, so that files may
+    be fingerprinted while `build` reads them.
 
     Raises:
         InputError: `folder` holds something else than the output of a step.
     """
     folder = Path(folder)
-    key = value_digest([name, inputs])
-    finished = _finished(folder, key)
+    if callable(inputs) and (folder / "step.json").exists():
+        inputs = inputs()
+    finished = _finished(folder, "" if callable(inputs) else value_digest([name, inputs]))
     if finished is not None:
         return finished
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -52,8 +58,10 @@ def run_step(
         temporary.mkdir(parents=True)
         try:
             summary = build(temporary)
+            known = inputs() if callable(inputs) else inputs
             seconds = time.monotonic() - start
-            _put_in_place(temporary, folder, _record(name, key, inputs, summary, seconds))
+            record = _record(name, value_digest([name, known]), known, summary, seconds)
+            _put_in_place(temporary, folder, record)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

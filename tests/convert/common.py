@@ -14,9 +14,10 @@ from onevision.convert.tensors import MegatronTensors
 from onevision.model.device import runtime_context
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
-from onevision.recipe import ModelRecipe, Recipe, TrainRecipe
-from onevision.training.checkpoint import load_model
+from onevision.recipe import DataRecipe, ModelRecipe, Recipe, TrainRecipe
+from onevision.training.checkpoint import Checkpointer, load_model
 from onevision.training.checkpoint_files import find
+from tests.fixtures import tiny_tokenizer
 from tests.model.common import random_model
 
 TINY = PRESETS["tiny"]
@@ -26,6 +27,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def tiny_recipe(precision: str = "fp32", seed: int = 7) -> Recipe:
     """A recipe of the tiny model."""
     return Recipe(seed=seed, model=ModelRecipe(preset="tiny"), train=TrainRecipe(precision=precision))
+
+
+def tiny_data(folder: Path) -> DataRecipe:
+    """A tokenizer in a folder, and small pixel limits."""
+    tiny_tokenizer(folder)
+    return DataRecipe(tokenizer=str(folder), min_pixels=28 * 28, max_pixels=128 * 128)
+
+
+def saved_run(run: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Path:
+    """A run folder with a checkpoint as training writes it."""
+    with runtime_context(device):
+        writer = Checkpointer(run, TINY, keep=1, asynchronous=False)
+        writer.save(30, [random_model(TINY, dtype=dtype, seed=3)], wait=True)
+        writer.close()
+    return run
 
 
 def loaded(run: Path, dtype: torch.dtype = torch.float32) -> OneVisionModel:

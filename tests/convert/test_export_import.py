@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onevision.convert.exporting import export
+from onevision.convert.exporting import CODE, export
 from onevision.convert.importing import import_exported
 from onevision.convert.tensors import INDEX_FILE, SafetensorsFolder
 from onevision.corpus.record import Message, Part
@@ -30,29 +30,30 @@ from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError, StorageError
 from onevision.model.device import runtime_context
 from onevision.recipe import DataRecipe, ModelRecipe
-from onevision.training.checkpoint import Checkpointer
 from onevision.training.checkpoint_files import find
-from tests.convert.common import DTYPES, TINY, assert_equal, edit_config, loaded, megatron_tensors, tiny_recipe
-from tests.fixtures import image_bytes, sample_record, tiny_tokenizer
+from tests.convert.common import (
+    DTYPES,
+    TINY,
+    assert_equal,
+    edit_config,
+    loaded,
+    megatron_tensors,
+    saved_run,
+    tiny_data,
+    tiny_recipe,
+)
+from tests.fixtures import image_bytes, sample_record
 from tests.model.common import checkpoint_tensors, random_model, random_pack
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataRecipe:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(folder)
-    return DataRecipe(tokenizer=str(folder), min_pixels=28 * 28, max_pixels=128 * 128)
+    return tiny_data(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def trained(request: pytest.FixtureRequest, device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a checkpoint as training writes it."""
-    run = tmp_path_factory.mktemp("runs") / request.param
-    with runtime_context(device):
-        writer = Checkpointer(run, TINY, keep=1, asynchronous=False)
-        writer.save(30, [random_model(TINY, dtype=DTYPES[request.param], seed=3)], wait=True)
-        writer.close()
-    return run
+    return saved_run(tmp_path_factory.mktemp("runs") / request.param, device, DTYPES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +194,17 @@ def test_an_export_is_skipped_when_nothing_changed(trained: Path, exported: Path
 
 def test_files_of_the_tokenizer_are_taken_along(trained: Path, data: DataRecipe, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(data.tokenizer, tmp_path / "tokenizer"))
-    own = {"merges.txt": "a b\n", "tokenizer_config.json": "{}", "modeling_llavaonevision1_5.py": "MODEL = 1\n"}
+    own = {"merges.txt": "a b\n", "tokenizer_config.json": "{}"}
     for name, text in own.items():
         (folder / name).write_text(text)
     (folder / "README.md").write_text("not a part of a model\n")
+    (folder / "modeling_llavaonevision1_5.py").write_text("another model's\n")
     target = export(trained, replace(data, tokenizer=str(folder)), tmp_path / "hf").folder
     for name, text in own.items():
         assert (target / name).read_text() == text
     assert not (target / "README.md").exists()
+    for path in CODE:
+        assert (target / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_tokenizer_that_is_too_large_is_refused(trained: Path, data: DataRecipe, tmp_path: Path) -> None:
@@ -222,6 +226,22 @@ def test_exporting_needs_a_checkpoint_and_its_tokenizer(trained: Path, data: Dat
     with pytest.raises(DataError, match="bytes instead of"):
         export(broken, data, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("what", ["a value", "the head of a tensor", "a pickle"])
+def test_an_altered_checkpoint_is_not_exported(trained: Path, data: DataRecipe, tmp_path: Path, what: str) -> None:
+    """Digests are compared while the files are read: what was made of an altered one does not stay."""
+    broken = Path(shutil.copytree(find(trained)[0], tmp_path / "run" / "checkpoints" / "step_00000031"))
+    path = broken / ".metadata" if what == "a pickle" else max(broken.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    place = len(content) // 2 if what == "a value" else 20
+    content[place] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="was altered: its digest is not that of checkpoint.json") as error:
+        export(broken, data, tmp_path / "hf")
+    assert "\n" not in str(error.value) and not (tmp_path / "hf").exists()
+    shutil.copytree(find(trained)[0], broken.with_name("step_00000030"))
+    assert export(tmp_path / "run", data, tmp_path / "hf").summary["step"] == 30  # the one before
 
 
 @contextmanager

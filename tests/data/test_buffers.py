@@ -42,3 +42,9 @@ def test_threads_never_share_an_array() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(use, range(4000)))
     assert len(buffers._buffers) <= 8
+
+
+def test_more_rows_than_the_others_have_are_an_array_of_their_own() -> None:
+    buffers = Buffers(10, 4)
+    assert buffers.take(11).shape == (11, 4)
+    assert buffers.take(10).shape == (10, 4)

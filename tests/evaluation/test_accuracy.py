@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from onevision.corpus.build import build_corpus
 from onevision.corpus.reader import CorpusReader
-from onevision.corpus.record import Message, Part, Record
 from onevision.errors import InputError
 from onevision.evaluation.accuracy import Question, chance_levels, evaluate, normalise, questions
-from onevision.packing.build import build_packs
-from onevision.recipe import Recipe, recipe_dict
-from onevision.training.loop import initialise, train
-from tests.fixtures import image_bytes, write_records
+from onevision.recipe import Recipe
 
 
 def _question(text: str, answer: str, category: str = "digits") -> Question:
@@ -36,40 +30,16 @@ def test_chance_is_the_score_of_the_most_frequent_training_answer() -> None:
     assert chance_levels(training, held_out) == {"digits": 2 / 3, "text": 1 / 3}
 
 
-def test_evaluation_of_a_trained_model_finds_what_it_learned(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    colours = [
-        Record(
-            id=f"colour-{i}",
-            images=(image_bytes(56 + i, 56),),
-            messages=(
-                Message("user", (Part("image"), Part("text", f"Which colour is number {i}?"))),
-                Message("assistant", (Part("text", "blue" if i % 5 else "red"),)),
-            ),
-            category="colours",
-            language="en",
-            source="test",
-            license="CC0-1.0",
-        )
-        for i in range(20)
-    ]
-    write_records(tmp_path / "source", colours)
-    paths = {name: str(tmp_path / name) for name in ("source", "corpus", "packs")}
-    data = {**recipe_dict(make_recipe())["data"], **paths}
-    stage0 = make_recipe("stage0", stage="stage0", data=data)
-    build_corpus(stage0.data, Path(stage0.data.corpus))
-    build_packs(stage0.data, Path(stage0.data.packs))
-    recipe = make_recipe(init_from=stage0.output, steps=25, data=data, evaluation={"corpus": data["corpus"]})
-    initialise(stage0)
-    train(recipe)
+def test_evaluation_of_a_trained_model_finds_what_it_learned(colours: tuple[Recipe, Recipe], tmp_path: Path) -> None:
+    stage0, recipe = colours
     before = evaluate(recipe, stage0.output, tmp_path / "before").summary
     after = evaluate(recipe, recipe.output, tmp_path / "after")
     assert before["categories"] == {"colours": {"accuracy": 0.0, "n": 20}}
     accuracy = after.summary["categories"]["colours"]["accuracy"]
     assert accuracy >= 0.8
     rows = [json.loads(line) for line in (after.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in rows] == [question.id for question in questions(CorpusReader(data["corpus"]))]
+    corpus = CorpusReader(recipe.evaluation.corpus)
+    assert [row["id"] for row in rows] == [question.id for question in questions(corpus)]
     assert sum(row["correct"] for row in rows) == round(20 * accuracy)
     assert all(row["correct"] == (row["output"] == row["answer"]) for row in rows)
     assert evaluate(recipe, recipe.output, tmp_path / "after").skipped

@@ -25,9 +25,11 @@ from jobs.train import run_resume, run_train, train_work
 from onevision.corpus.build import build_corpus
 from onevision.corpus.index import CorpusIndex
 from onevision.errors import InputError
+from onevision.evaluation.harness.places import read_results
 from onevision.files import read_json
 from onevision.packing.build import build_packs
 from onevision.recipe import load_recipe, save_recipe
+from onevision.recipe_evaluation import HELDOUT_TASK
 from onevision.training.history import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("disturbed")]  # which run beside these tests
@@ -114,6 +116,24 @@ def test_a_plain_script_trains(
     assert [row["step"] for row in read_metrics(run.folder)] == [1, 2, 3, 4]
     assert read_metrics(run.folder)[1]["lr"] == 2e-3
     assert records.log(job_id, 1).exists()
+
+
+def test_a_checkpoint_is_evaluated_by_a_job_that_its_run_queues(
+    lab: Lab, last_nodes: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lmms_eval", reason="needs lmms-eval: pip install --no-deps -r envs/eval.lock")
+    corpus = load_recipe(recipe_file).data.corpus
+    tasks = [f"evaluation.tasks=[{HELDOUT_TASK}]", f"evaluation.corpus={corpus}", "evaluation.max_new_tokens=2"]
+    run = submit(lab, Place(load_site(last_nodes), nodes=2), recipe_file, tmp_path / "run", *SHORT, *tasks)
+    run.wait_end()
+    assert [row["cause"] for row in ends(run)] == ["finished"]
+    records = Records(run.folder / "log" / "slurm", "evaluate-4")
+    run.wait(lambda: any(row["event"] == "end" for row in records.events()), "its evaluation", ended_is_wrong=False)
+    assert [row["cause"] for row in records.events() if row["event"] == "end"] == ["finished"]
+    (result,) = read_results(run.folder)
+    assert isinstance(result, dict)
+    assert (result["task"], result["step"], result["failed"]) == (HELDOUT_TASK, 4, 0)
+    assert result["answered"] == 60
 
 
 def test_the_pipeline_runs_to_its_end(lab: Lab, last_nodes: Path, recipes: Path, tmp_path: Path) -> None:

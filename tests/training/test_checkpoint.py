@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from onevision.errors import DataError, InputError, StorageError
+from onevision.evaluation.harness.places import awaited, result_file, results_folder
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 from onevision.training.checkpoint_files import (
@@ -113,6 +115,24 @@ def test_the_newest_are_kept(make_recipe: MakeRecipe) -> None:
     train(recipe)
     assert checkpoint_steps(recipe.output) == [3, 4]
     assert not list((Path(recipe.output) / "checkpoints").glob(".*"))
+
+
+def test_those_that_an_evaluation_awaits_are_kept(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        steps=6,
+        checkpoint={"interval": 1, "keep": 1},
+        evaluation={"tasks": ["mmstar"], "interval": 2},
+    )
+    stood: list[int] = []
+    train(recipe, on_checkpoint=stood.append)
+    assert stood == [1, 2, 3, 4, 5, 6]
+    run = Path(recipe.output)
+    assert checkpoint_steps(run) == [2, 4, 6]
+    folder = results_folder(run, "onevision", 2)
+    folder.mkdir(parents=True)
+    result_file(folder, "mmstar").touch()
+    prune(run, 6, 1, partial(awaited, recipe, run))
+    assert checkpoint_steps(run) == [4, 6]
 
 
 @pytest.fixture

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import (
     CONFIGURATION_CODE,
     MODELING_CODE,
+    PROCESSING_CODE,
     chat_template,
     generation_config,
     model_config,
     preprocessor_config,
     token_ids,
     tokenizer_config,
+    video_preprocessor_config,
 )
 from onevision.convert.mapping import TensorGroup, tensor_groups
 from onevision.convert.tensors import (
@@ -30,17 +35,17 @@ from onevision.convert.tensors import (
     write_safetensors,
 )
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
-from onevision.errors import InputError
+from onevision.errors import DataError, InputError
 from onevision.files import write_json, write_text
-from onevision.fingerprint import file_digest
+from onevision.fingerprint import Digests, file_digest
 from onevision.model.presets import Architecture, LanguageArchitecture, VisionArchitecture
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe
 from onevision.steps import StepResult, run_step
-from onevision.training.checkpoint_files import find
+from onevision.training.checkpoint_files import check_digest, find, verify_sizes
 
 SHARD_BYTES = 5_000_000_000
-# Taken along from the tokenizer's folder where they are there. The code is what `trust_remote_code` loads.
+# Taken along from the tokenizer's folder where they are there.
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,9 +53,10 @@ COPIED = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    f"{CONFIGURATION_CODE}.py",
-    f"{MODELING_CODE}.py",
 )
+# What `trust_remote_code` loads.
+REMOTE = (CONFIGURATION_CODE, MODELING_CODE, PROCESSING_CODE)
+CODE = tuple(Path(__file__).parent / "remote" / f"{name}.py" for name in REMOTE)
 
 
 def export(
@@ -62,20 +68,32 @@ def export(
     file has at most `shard_bytes`, unless a single group of tensors is larger. Summary: architecture, step, dtype,
     tensors, parameters, bytes, shards.
 
+    The checkpoint is compared with its digests while it is read. Of a run folder a broken one is skipped with a
+    message, and the one before it is taken.
+
     Raises:
         InputError: no checkpoint, a tokenizer that does not fit, or tensors that are not those of the architecture.
         DataError: the checkpoint is broken.
         StorageError: not enough room; an earlier export is untouched.
     """
-    folder, content = find(checkpoint)
-    architecture = _architecture(content["architecture"])
+    found = find(checkpoint, verify_sizes)
+    try:
+        return _export(*found, data, output, shard_bytes)
+    except DataError:
+        return _export(*find(checkpoint), data, output, shard_bytes)  # says what is broken, or names the one before it
+
+
+def _export(
+    folder: Path, content: dict[str, Any], data: DataRecipe, output: str | Path, shard_bytes: int
+) -> StepResult:
+    architecture = architecture_of(content["architecture"])
     tokenizer = load_tokenizer(data.tokenizer)
     if tokenizer.vocab_size > architecture.language.vocab_size:
         raise InputError(
             f"{tokenizer.path} has {tokenizer.vocab_size} tokens, the model of {folder} has "
             f"{architecture.language.vocab_size}: name the tokenizer that the model was trained with"
         )
-    copied = [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()]
+    copied = [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()] + list(CODE)
     inputs = {
         "checkpoint": content["fingerprint"],
         "copied": {path.name: file_digest(path) for path in copied},
@@ -85,10 +103,18 @@ def export(
     }
 
     def build(target: Path) -> dict[str, Any]:
+        for name in content["files"]:
+            if not name.endswith(".distcp"):  # pickles among them, which are compared before they are loaded
+                check_digest(folder, content, name, file_digest(folder / name))
         store = MegatronTensors(folder)
         groups = tensor_groups(architecture)
         check_shapes(folder, {group.key: group.shape for group in groups}, store.info)
-        weights = _write_weights(target, store, groups, shard_bytes)
+        names = store.files(group.key for group in groups)
+        names += [name for name in content["files"] if name.endswith(".distcp") and name not in names]
+        with Digests([folder / name for name in names]) as digests:
+            weights = _write_weights(target, store, groups, shard_bytes, digests)
+            for path, digest in digests.result().items():
+                check_digest(folder, content, path.name, digest)
         _write_config(target, architecture, tokenizer, data, store.info)
         for path in copied:
             shutil.copyfile(path, target / path.name)
@@ -97,26 +123,34 @@ def export(
     return run_step("export", output, inputs, build)
 
 
-def _architecture(values: dict[str, Any]) -> Architecture:
+def architecture_of(values: dict[str, Any]) -> Architecture:
+    """The architecture that a checkpoint's `checkpoint.json` describes."""
     return Architecture(
         values["name"], VisionArchitecture(**values["vision"]), LanguageArchitecture(**values["language"])
     )
 
 
 def _write_weights(
-    target: Path, store: MegatronTensors, groups: Sequence[TensorGroup], shard_bytes: int
+    target: Path, store: MegatronTensors, groups: Sequence[TensorGroup], shard_bytes: int, digests: Digests
 ) -> dict[str, Any]:
     sizes = [store.info[group.key].nbytes for group in groups]
     require_space(target, sum(sizes))
     shards = shards_of(sizes, shard_bytes)
     weight_map: dict[str, str] = {}
-    with Progress("export", total=len(groups), unit="tensors") as progress:
+    with Progress("export", total=len(groups), unit="tensors") as progress, ExitStack() as stack:
+
+        def read(group: TensorGroup) -> list[Tensor]:
+            tensor = store.read(group.key)
+            digests.read(tensor.nbytes)
+            return list(group.split(tensor).values())
 
         def tensors(members: Sequence[int]) -> Iterator[Tensor]:
-            for member in members:
-                yield from groups[member].split(store.read(groups[member].key)).values()
+            for _ in members:
+                yield from next(parts)
                 progress.advance()
 
+        makers = [(size, partial(read, group)) for size, group in zip(sizes, groups, strict=True)]
+        parts = stack.enter_context(closing(ahead(makers)))
         for number, members in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             info = {
@@ -144,6 +178,7 @@ def _write_config(
     write_json(target / "config.json", model_config(architecture, ids, dtype))
     write_json(target / "generation_config.json", generation_config(ids))
     write_json(target / "preprocessor_config.json", preprocessor_config(data.min_pixels, data.max_pixels))
+    write_json(target / "video_preprocessor_config.json", video_preprocessor_config(data.min_pixels, data.max_pixels))
     write_text(target / "chat_template.jinja", chat_template())
     write_json(target / "chat_template.json", {"chat_template": chat_template()})
     # A fuller one from the tokenizer's folder takes its place.

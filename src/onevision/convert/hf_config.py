@@ -26,6 +26,7 @@ MODEL_TYPE = "llavaonevision1_5"
 MODEL_CLASS = "LLaVAOneVision1_5_ForConditionalGeneration"
 CONFIGURATION_CODE = "configuration_llavaonevision1_5"
 MODELING_CODE = "modeling_llavaonevision1_5"
+PROCESSING_CODE = "processing_llavaonevision1_5"
 PROCESSOR_CLASS = "Qwen2_5_VLProcessor"
 INITIALIZER_RANGE = 0.02
 BICUBIC = 3  # Pillow's number of the filter
@@ -133,6 +134,7 @@ def preprocessor_config(min_pixels: int, max_pixels: int) -> dict[str, Any]:
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": PROCESSOR_CLASS,
+        "auto_map": {"AutoProcessor": f"{PROCESSING_CODE}.LlavaOnevision1_5Processor"},
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": BICUBIC,
@@ -148,6 +150,13 @@ def preprocessor_config(min_pixels: int, max_pixels: int) -> dict[str, Any]:
         "merge_size": MERGE,
         "temporal_patch_size": 1,
     }
+
+
+def video_preprocessor_config(min_pixels: int, max_pixels: int) -> dict[str, Any]:
+    """video_preprocessor_config.json: the processor is not made without one. The model itself takes no videos."""
+    config = preprocessor_config(min_pixels, max_pixels)
+    del config["image_processor_type"], config["auto_map"]
+    return {"video_processor_type": "Qwen2VLVideoProcessor"} | config
 
 
 def generation_config(ids: TokenIds) -> dict[str, Any]:
@@ -167,6 +176,7 @@ def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
         "eos_token": tokenizer.decode([tokenizer.im_end]),
         "pad_token": tokenizer.decode([tokenizer.endoftext]),
         "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # versions 4.x add token types, which no model here takes
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }
@@ -248,8 +258,9 @@ def check_rice(folder: Path, vision: VisionArchitecture) -> None:
     _check(folder, found, expected)
 
 
-def check_exported(folder: Path, architecture: Architecture) -> None:
-    """Compare config.json of a LLaVA-OneVision-1.5 directory with a preset.
+def check_exported(folder: Path, architecture: Architecture) -> bool:
+    """Compare config.json of a LLaVA-OneVision-1.5 directory with a preset; returns whether its output head is its
+    embedding, which the whole model's setting decides where there is one, as in transformers.
 
     Raises:
         InputError: naming every field that differs.
@@ -260,6 +271,8 @@ def check_exported(folder: Path, architecture: Architecture) -> None:
     vision = _vision_config(architecture)
     del vision["initializer_range"]
     _check(folder, config.get("vision_config", {}), vision, "vision_config.")
+    text = config.get("text_config", {})
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def language_fields(language: LanguageArchitecture) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import check_exported, check_qwen3, check_rice
 from onevision.convert.mapping import EMBEDDING, HEAD, TensorGroup, language_groups, rice_groups, tensor_groups
 from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shapes, require_space, write_megatron
 from onevision.errors import InputError
-from onevision.fingerprint import file_digest
+from onevision.fingerprint import Digests
 from onevision.model.adapter import PatchMerger
 from onevision.model.configs import adapter_config, language_config, vision_config
 from onevision.model.device import Ranks, runtime_context, start
@@ -50,16 +52,12 @@ def import_pretrained(qwen3: str | Path, rice: str | Path, output: str | Path, r
     check_rice(rice, architecture.vision)
     text, image = SafetensorsFolder(qwen3), SafetensorsFolder(rice)
 
-    text_groups = list(language_groups(architecture.language))
-    if tied:
-        head = text_groups.pop()
-        text_groups.append(replace(head, sources=((EMBEDDING, head.shape),)))
+    text_groups = with_head(language_groups(architecture.language), tied)
     prefix = "vision_model." if any(name.startswith("vision_model.") for name in image.info) else ""
     image_groups = list(rice_groups(architecture.vision, prefix))
     ignored = _check_source(image, image_groups, tuple(prefix + name for name in RICE_UNUSED))
     ignored += _check_source(text, text_groups, (HEAD,) if tied else ())
-    if ignored:
-        print(f"import: left out, no place in this model: {', '.join(ignored)}", flush=True)
+    _tell(ignored)
 
     def build(target: Path) -> dict[str, Any]:
         info = {group.key: TensorInfo(group.shape, dtype) for group in (*image_groups, *text_groups)}
@@ -67,28 +65,43 @@ def import_pretrained(qwen3: str | Path, rice: str | Path, output: str | Path, r
         adapter = initial_adapter(architecture, recipe, dtype)
         info |= {key: TensorInfo(tuple(tensor.shape), dtype) for key, tensor in adapter.items()}
         reads |= {key: partial(adapter.__getitem__, key) for key in adapter}
-        return {**_write_run(target, architecture, recipe, info, reads), "ignored": ignored}
+        return {**_write_run(target, architecture, recipe, info, reads, digests), "ignored": ignored}
 
-    return run_step("import", output, _inputs(recipe, qwen3=text, rice=image), build)
+    with _digests(image, text) as digests:  # in the order in which they are read
+        return run_step("import", output, lambda: _inputs(recipe, digests, qwen3=text, rice=image), build)
 
 
 def import_exported(folder: str | Path, output: str | Path, recipe: Recipe) -> StepResult:
     """Make a stage-0 run folder of a LLaVA-OneVision-1.5 directory; its tensors keep their dtype.
 
-    Summary and errors as `import_pretrained`.
+    Where the directory says that its head is its embedding, a head beside it does not count. Summary and errors as
+    `import_pretrained`.
     """
     architecture = PRESETS[recipe.model.preset]
     folder = Path(folder)
-    check_exported(folder, architecture)
+    tied = check_exported(folder, architecture)
     source = SafetensorsFolder(folder)
-    groups = tensor_groups(architecture)
-    _check_source(source, groups, ())
+    groups = with_head(tensor_groups(architecture), tied)
+    ignored = _check_source(source, groups, (HEAD,) if tied else ())
+    _tell(ignored)
 
     def build(target: Path) -> dict[str, Any]:
         info = {group.key: TensorInfo(group.shape, source.info[group.sources[0][0]].dtype) for group in groups}
-        return {**_write_run(target, architecture, recipe, info, _reads(source, groups)), "ignored": []}
+        return {**_write_run(target, architecture, recipe, info, _reads(source, groups), digests), "ignored": ignored}
 
-    return run_step("import", output, _inputs(recipe, exported=source), build)
+    with _digests(source) as digests:
+        return run_step("import", output, lambda: _inputs(recipe, digests, exported=source), build)
+
+
+def with_head(groups: Iterable[TensorGroup], tied: bool) -> list[TensorGroup]:
+    """The groups of a model, whose last one is the output head; a `tied` one is made of the embedding."""
+    *rest, head = groups
+    return [*rest, replace(head, sources=((EMBEDDING, head.shape),)) if tied else head]
+
+
+def _tell(ignored: list[str]) -> None:
+    if ignored:
+        print(f"import: left out, no place in this model: {', '.join(ignored)}", flush=True)
 
 
 def initial_adapter(architecture: Architecture, recipe: Recipe, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -117,7 +130,14 @@ def _reads(
 ) -> dict[str, Read]:
     def reader(group: TensorGroup) -> Read:
         def read() -> Tensor:
-            tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            stored = {source.info[name].dtype for name, _ in group.sources}
+            if group.rows or len(stored) > 1:
+                tensor = group.join({name: source.read(name) for name, _ in group.sources})
+            else:  # one behind the other, each read to where it belongs
+                tensor = torch.empty(group.shape, dtype=stored.pop())
+                places = tensor.split([shape[0] for _, shape in group.sources])
+                for (name, _), place in zip(group.sources, places, strict=True):
+                    source.read(name, place)
             return tensor if dtype is None else tensor.to(dtype)
 
         return read
@@ -125,10 +145,16 @@ def _reads(
     return {group.key: reader(group) for group in groups}
 
 
-def _inputs(recipe: Recipe, **sources: SafetensorsFolder) -> dict[str, Any]:
+def _digests(*sources: SafetensorsFolder) -> Digests:
+    """Of all files of these folders that count, found while the import reads them."""
+    return Digests([path for source in sources for path in (source.folder / "config.json", *source.files)])
+
+
+def _inputs(recipe: Recipe, digests: Digests, **sources: SafetensorsFolder) -> dict[str, Any]:
+    known = digests.result()
     return {
         "sources": {
-            name: {path.name: file_digest(path) for path in (source.folder / "config.json", *source.files)}
+            name: {path.name: known[path] for path in (source.folder / "config.json", *source.files)}
             for name, source in sources.items()
         },
         "architecture": asdict(PRESETS[recipe.model.preset]),
@@ -143,22 +169,32 @@ def _write_run(
     recipe: Recipe,
     info: Mapping[str, TensorInfo],
     reads: Mapping[str, Read],
+    digests: Digests,
 ) -> dict[str, Any]:
-    """A run folder with the checkpoint of step 0."""
+    """A run folder with the checkpoint of step 0; `digests` of the sources are told how far they are read."""
     start(Ranks(), recipe.seed)
     total = sum(entry.nbytes for entry in info.values())
     require_space(target, total)
     folder = step_folder(target, 0)
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True)
-    with Progress("import", total=len(info), unit="tensors") as progress:
+    with Progress("import", total=len(info), unit="tensors") as progress, ExitStack() as stack:
+
+        def prepare(key: str) -> Tensor:
+            tensor = reads[key]()
+            digests.read(tensor.nbytes)
+            return tensor
 
         def read(key: str) -> Tensor:
             progress.advance()
-            return reads[key]()
+            assert key == next(order)
+            return next(tensors)
 
-        write_megatron(temporary, info, read)
-    commit(temporary, target, 0, architecture, keep=1)
+        order = iter(info)  # that of writing too
+        makers = [(entry.nbytes, partial(prepare, key)) for key, entry in info.items()]
+        tensors = stack.enter_context(closing(ahead(makers)))
+        written = write_megatron(temporary, info, read)
+    commit(temporary, target, 0, architecture, keep=1, digests=written)
     save_recipe(recipe, target / "recipe.yaml")
     return {
         "architecture": architecture.name,

@@ -42,11 +42,13 @@ class TensorGroup:
     rows: tuple[int, ...] = ()  # empty: the rows are in the same order
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Hugging Face tensors of the Megatron tensor; dtype and device stay."""
+        """Hugging Face tensors of the Megatron tensor; dtype and device stay. What is not moved is not copied."""
         if self.rows:
-            parts = tensor.unflatten(0, (self.blocks, -1)).split(self.rows, dim=1)
-            tensor = torch.cat([part.flatten(0, 1) for part in parts])
-        pieces = tensor.split([shape[0] for _, shape in self.sources])
+            blocks = tensor.unflatten(0, (self.blocks, -1)).split(self.rows, dim=1)
+            kinds = [part.flatten(0, 1) for part in blocks]
+            pieces = kinds if len(self.sources) == len(kinds) else [torch.cat(kinds)]
+        else:
+            pieces = list(tensor.split([shape[0] for _, shape in self.sources]))
         return {name: piece.reshape(shape) for (name, shape), piece in zip(self.sources, pieces, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -8,21 +8,26 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+import xxhash
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from onevision.errors import DataError, InputError, OneVisionError, StorageError
@@ -68,23 +73,45 @@ class MegatronTensors:
             if isinstance(entry, TensorStorageMetadata)
         }
 
+    def files(self, keys: Iterable[str]) -> list[str]:
+        """Names of the files that hold the tensors of these keys, in the order in which they are read."""
+        metadata = self._metadata
+        places = (
+            metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+            for key in keys
+            for chunk in metadata.state_dict_metadata[key].chunks
+        )
+        return list(dict.fromkeys(place.relative_path for place in places))
+
     def read(self, key: str) -> Tensor:
-        """The whole tensor of a key, on the CPU. A tensor stored in one piece is never in memory twice."""
+        """The whole tensor of a key, on the CPU. A tensor stored in one piece is never in memory twice.
+
+        Raises:
+            DataError: what the file holds is no tensor, or another one.
+        """
         entry, info = self._metadata.state_dict_metadata[key], self.info[key]
         if len(entry.chunks) == 1:
-            return self._read_chunk(key, entry.chunks[0].offsets)
+            return self._read_chunk(key, entry.chunks[0])
         whole = torch.empty(info.shape, dtype=info.dtype)
         for chunk in entry.chunks:
             part = whole
             for axis, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
                 part = part.narrow(axis, offset, size)
-            part.copy_(self._read_chunk(key, chunk.offsets))
+            part.copy_(self._read_chunk(key, chunk))
         return whole
 
-    def _read_chunk(self, key: str, offsets: torch.Size) -> Tensor:
-        place = self._metadata.storage_data[MetadataIndex(key, offsets)]
-        with (self._folder / place.relative_path).open("rb") as file:
-            return torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
+    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+        path = self._folder / place.relative_path
+        try:
+            with path.open("rb") as file:
+                # Nothing but tensors is unpickled, so the file need not have been compared with its digest before.
+                found = torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
+        except (RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
+            raise DataError(f"{path} is damaged: {key} cannot be read ({type(error).__name__})") from None
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (chunk.sizes, self.info[key].dtype):
+            raise DataError(f"{path} is damaged: it does not hold {key}")
+        return found
 
 
 class _OneAtATime(DefaultSavePlanner):
@@ -99,8 +126,61 @@ class _OneAtATime(DefaultSavePlanner):
         return self._read(index.fqn) if isinstance(value, Tensor) else value
 
 
-def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
+def begin_write_back(file: IO[bytes]) -> None:
+    """Have the system begin to write to the disk what was written to a file, so that little is left to wait for when it
+    is synced. Clean pages of it leave the cache."""
+    file.flush()
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class _Digested:
+    """A file that is written from its begin to its end, and the digest of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.state = xxhash.xxh3_128()
+        self.tell, self.flush = file.tell, file.flush
+
+    def write(self, data: Any) -> int:
+        self.state.update(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            begin_write_back(self._file)
+            self._file.close()
+
+
+class _DigestedFiles(FileSystem):
+    """The file system of a checkpoint's writer that keeps the digest of every file, by name."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as file:
+            stream = _Digested(file)
+            yield stream
+        self.digests[Path(path).name] = stream.state.hexdigest()
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Have PyTorch leave the checksums of its zip files out: they take as long as the writing, nothing looks at them,
+    and the digest of the file covers more."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> dict[str, str]:
     """Write a Megatron checkpoint of the model's tensors into an empty folder; `read(key)` gives each in its turn.
+
+    Returns the digests of the tensors' files, by name.
 
     Raises:
         OSError: the disk is full. What `read` raises comes through.
@@ -110,8 +190,11 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
     }
     # One file a tensor: the writer keeps what it has written to a file in memory until the file is complete.
     writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
+    writer.fs = files = _DigestedFiles()
     try:
-        dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
+        with _without_checksums(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is to be: no_dist
+            dcp.save(state, storage_writer=writer, planner=_OneAtATime(read), no_dist=True)
     except CheckpointException as failed:
         error, _ = failed.failures[0]
         # What the system said stands behind what the serializer made of it.
@@ -120,6 +203,7 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
         raise error from None
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    return {name: digest for name, digest in files.digests.items() if name.endswith(".distcp")}
 
 
 class SafetensorsFolder:
@@ -134,7 +218,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self.info: dict[str, TensorInfo] = {}
         self.files: list[Path] = []
-        self._file_of: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, int]] = {}  # file, and first byte in it
         index = self.folder / INDEX_FILE
         if index.exists():
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -156,16 +240,34 @@ class SafetensorsFolder:
                     if kind not in DTYPE_OF:
                         raise InputError(f"{path}: tensor {name} is {kind}, not one of {', '.join(DTYPE_OF)}")
                     self.info[name] = TensorInfo(tuple(entry.get_shape()), DTYPE_OF[kind])
-                    self._file_of[name] = path
         except SafetensorError as error:
             raise DataError(f"{path} is not a complete safetensors file: {error}") from None
+        # The library, which has checked the file by now, maps it into memory; it does not say where a tensor lies.
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._places[name] = path, 8 + length + entry["data_offsets"][0]
         self.files.append(path)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        # Opened for each tensor: a file that stays open keeps in memory what was ever read from it.
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name)
+    def read(self, name: str, place: Tensor | None = None) -> Tensor:
+        """One tensor, on the CPU; with `place`, a contiguous tensor of its size and dtype, read into that.
+
+        Raises:
+            DataError: the file was shortened since it was opened.
+        """
+        path, begin = self._places[name]
+        tensor = torch.empty(self.info[name].shape, dtype=self.info[name].dtype) if place is None else place
+        content = tensor.view(-1).view(torch.uint8).numpy()
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            found = 0
+            while found < len(content) and (count := file.readinto(content[found:].data)):
+                found += count
+        if found < len(content):
+            raise DataError(f"{path} ends within tensor {name}: it was changed while it was read")
+        return tensor
 
 
 def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:
@@ -187,6 +289,7 @@ def write_safetensors(path: Path, info: Mapping[str, TensorInfo], tensors: Itera
         for (name, entry), tensor in zip(info.items(), tensors, strict=True):
             assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), name
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            begin_write_back(file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -26,13 +26,15 @@ class Buffers:
     """
 
     def __init__(self, rows: int, columns: int) -> None:
-        """`rows` is the most that one array has; what an array does not use of them takes no memory."""
+        """`rows` is what an array that is used again has; what is not used of them takes no memory."""
         self._shape = (rows, columns)
         self._buffers: list[NDArray[np.float32]] = []
         self._lock = threading.Lock()
 
     def take(self, rows: int) -> NDArray[np.float32]:
-        """An array [rows, columns] of unknown content."""
+        """An array [rows, columns] of unknown content; one of its own where it has more rows than the others."""
+        if rows > self._shape[0]:  # a question may have more images than a pack
+            return np.empty((rows, self._shape[1]), np.float32)
         with self._lock:
             for buffer in self._buffers:
                 if sys.getrefcount(buffer) == _FREE:

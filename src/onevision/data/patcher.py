@@ -45,7 +45,7 @@ class HostPatcher:
     """Patches in float32 in the host's memory, which is pinned where they go to a GPU."""
 
     def __init__(self, decoder: ImageDecoder, device: torch.device, rows: int) -> None:
-        """`rows` is the most patches that a batch has."""
+        """`rows` is the most patches that a batch of training has."""
         self.decoder = decoder
         self._buffers = None if device.type == "cuda" else Buffers(rows, PATCH_VALUES)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,22 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, special tokens included."""
         return self._fast.decode([int(number) for number in ids], skip_special_tokens=False)
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of token ids as they come, in whole characters: together what `decode` gives.
+
+        A character may be spread over tokens; its first ones alone give the replacement character.
+        """
+        waiting: list[int] = []
+        text = ""
+        for number in ids:
+            waiting.append(number)
+            text = self.decode(waiting)
+            if not text.endswith("\ufffd"):
+                yield text
+                waiting, text = [], ""
+        if text:
+            yield text
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -130,5 +130,6 @@ def _config() -> dict[str, Any]:
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "clean_up_tokenization_spaces": False,
         "model_max_length": MODEL_LENGTH,
+        "model_input_names": ["input_ids", "attention_mask"],
         "chat_template": CHAT_TEMPLATE,
     }

@@ -152,7 +152,9 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         device = start(Ranks(), recipe.seed)
         set_threads(recipe.train.threads, 1)
         with runtime_context(device):
-            model = build_model(replace(recipe, train=replace(recipe.train, precision=precision)), device)
+            model = build_model(
+                replace(recipe, train=replace(recipe.train, precision=precision)), device, generates=True
+            )
             checkpoint.load_model(folder, content, model)
         patcher = image_patcher(recipe.data, device, model.config.params_dtype)
         model.eval()

@@ -3,7 +3,8 @@
 On a GPU in BF16 it is PyTorch's flash attention for segments of any lengths. Elsewhere segments of equal length are
 computed as one batch of the scaled dot product. Neither has padding: what one sample computes cannot depend on another,
 and the gradient across samples is exactly zero. With context parallelism the queries are pieces of segments, whose keys
-and values come from all ranks (`onevision.model.context`).
+and values come from all ranks (`onevision.model.context`); in generation they are the newest tokens of segments, whose
+older ones are remembered (`onevision.model.cache`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from onevision.model.cache import CachedRows
 from onevision.model.context import pieces
 from onevision.model.rotary import rotate
 
@@ -55,6 +57,7 @@ class SegmentParams(PackedSeqParams):
     learned: Tensor | None = None  # int64 [N], the tokens whose rotary angles have a gradient; None: all
     key_rows: Tensor | None = None  # int64 [K], of the keys that `context` gathers
     context: dist.ProcessGroup | None = None  # ranks that share the tokens
+    cached: CachedRows | None = None  # where keys and values are remembered
 
     @cached_property
     def by_length(self) -> LengthGroups:
@@ -109,6 +112,22 @@ def segment_params(
         learned=None if learned is None else to_device(learned, device),
         key_rows=key_rows,
         context=context,
+    )
+
+
+def cached_params(lengths: Tensor, key_lengths: Tensor, cached: CachedRows, device: torch.device) -> SegmentParams:
+    """Packed-sequence parameters of segments that have lengths (int64 [S], on the host) new tokens, and with the
+    remembered ones before them key_lengths."""
+    on_device = to_device(_bounds(lengths), device)
+    return SegmentParams(
+        qkv_format="thd",
+        cu_seqlens_q=on_device,
+        cu_seqlens_kv=on_device if cached.seen is None else to_device(_bounds(key_lengths), device),
+        max_seqlen_q=int(lengths.max()),
+        max_seqlen_kv=int(key_lengths.max()),
+        lengths=lengths,
+        key_lengths=key_lengths,
+        cached=cached,
     )
 
 
@@ -171,6 +190,7 @@ class SegmentAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
@@ -193,6 +213,8 @@ class SegmentAttention(MegatronModule):
                 torch.cat([key, value], dim=1), group=packed_seq_params.context
             ).index_select(0, packed_seq_params.key_rows)
             key, value = both.chunk(2, dim=1)
+        if packed_seq_params.cached is not None:
+            key, value = packed_seq_params.cached.extend(self.layer_number, key, value)
         return attention_for(query)(query, key, value, packed_seq_params, causal, self.softmax_scale)
 
 
@@ -235,14 +257,14 @@ def grouped(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, ca
         q = query[rows].unflatten(0, (count, length)).transpose(1, 2)
         k, v = (x[key_rows].unflatten(0, (count, keys)).transpose(1, 2) for x in (key, value))
         mask = None
-        if causal and keys > length:  # the last query sees the last key
+        if causal and keys > length > 1:  # the last query sees the last key
             mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
         out = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=causal and mask is None,
+            is_causal=causal and keys == length,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

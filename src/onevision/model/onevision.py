@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from onevision.model.adapter import PatchMerger
-from onevision.model.attention import segment_params, to_device
+from onevision.model.attention import SegmentParams, segment_params, to_device
 from onevision.model.configs import adapter_config, vision_config
 from onevision.model.context import image_share, local_rows, own_targets
 from onevision.model.loss import linear_cross_entropy
@@ -126,17 +126,19 @@ class OneVisionModel(MegatronModule):
         image_slots: Tensor,
         labels: Tensor | None = None,
         target_rows: Tensor | None = None,
-        image_tokens: Tensor | None = None,
+        segments: SegmentParams | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Loss when `labels` is given, else logits [1, T, V]; of a part before the last one, hidden states.
 
         tokens, position_ids, labels: int64 [T]; cu_seqlens int32 [S+1]; patches [P, 588]; grid_thw int64 [I, 3];
         image_slots int64 [P/4], the rows of `tokens` that the image tokens take. Where cu_seqlens, grid_thw,
-        image_slots and target_rows lie on the CPU, nothing waits for a GPU. `image_tokens` [P/4, H] may be given
-        instead of being computed from the patches (generation asks for the same images many times).
+        image_slots and target_rows lie on the CPU, nothing waits for a GPU.
 
         The loss is its sum over `target_rows` (int64 [N]; all rows where it is not given), float32, and that of each of
-        them, float32 [N], which has no gradient. The head is not computed for other rows.
+        them, float32 [N], which has no gradient. The head is not computed for other rows; logits are those of
+        `target_rows` too.
+
+        Generation gives `segments` (`onevision.model.attention.cached_params`) in the place of cu_seqlens.
 
         Ranks that share the tokens of a pack are given all of them, and use their own: the losses are those of their
         targets. Patches are looked at on the first stage only, labels on the last one.
@@ -150,16 +152,18 @@ class OneVisionModel(MegatronModule):
             labels = None if labels is None else labels[on_device]
         hidden = None
         if self.part.first:
-            hidden = self._embedded(tokens, patches, grid_thw, image_slots, rows, image_tokens)
+            hidden = self._embedded(tokens, patches, grid_thw, image_slots, rows)
         hidden = self.language.decoder(
             hidden_states=hidden,
             attention_mask=None,
             rotary_pos_emb=position_ids[:, None] * to_device(self.inverse_frequencies, position_ids.device),
-            packed_seq_params=segment_params(cu_seqlens, position_ids.device, context=context),
+            packed_seq_params=segments or segment_params(cu_seqlens, position_ids.device, context=context),
         )
         if not self.part.last:
             return hidden
         if labels is None:
+            if target_rows is not None:
+                hidden = hidden.index_select(0, to_device(target_rows, hidden.device))
             return self.language.output_layer(hidden)[0].transpose(0, 1).contiguous()
         if self.config.sequence_parallel:  # the loss gives each rank the whole gradient
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
@@ -185,7 +189,6 @@ class OneVisionModel(MegatronModule):
         grid_thw: Tensor,
         image_slots: Tensor,
         rows: Tensor | None,
-        image_tokens: Tensor | None,
     ) -> Tensor:
         """Embedded tokens [T, 1, H] with the image tokens in their places; with sequence parallelism, this rank's."""
         embedded = self.language.embedding(tokens[None], None)
@@ -194,11 +197,10 @@ class OneVisionModel(MegatronModule):
             share = image_share(grid_thw, image_slots, rows)
             patches = patches.index_select(0, to_device(share.patch_rows, patches.device))
             grid_thw, image_slots, token_rows = share.grid_thw, share.slots, share.token_rows
-        if image_tokens is None and len(grid_thw):
-            image_tokens = self.image_tokens(patches, grid_thw)
-        if image_tokens is None and self.always_vision and self.training:
+        if not len(grid_thw) and self.always_vision and self.training:
             embedded = embedded + self._nothing(patches)
-        if image_tokens is not None:
+        if len(grid_thw):
+            image_tokens = self.image_tokens(patches, grid_thw)
             if token_rows is not None:
                 image_tokens = image_tokens.index_select(0, to_device(token_rows, image_tokens.device))
             slots = to_device(image_slots, tokens.device)

@@ -84,12 +84,13 @@ def backend_modules(
     backend: str = "auto",
     recompute_modules: Collection[str] = (),
     *,
-    context: bool = False,
+    own_attention: bool = False,
 ) -> Modules:
     """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
 
-    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation. Where ranks share
-    tokens (`context`) both have the attention of PyTorch: Transformer Engine's wants every sample padded for it.
+    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation. With
+    `own_attention` both have `SegmentAttention`: where ranks share tokens, for which Transformer Engine's wants every
+    sample padded, and for generation.
 
     Raises:
         InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
@@ -120,7 +121,7 @@ def backend_modules(
         column_linear=te.TEColumnParallelLinear,
         row_linear=te.TERowParallelLinear,
         norm=te.TENorm,
-        core_attention=SegmentAttention if context else te.TEDotProductAttention,
+        core_attention=SegmentAttention if own_attention else te.TEDotProductAttention,
         norm_linear=te.TELayerNormColumnParallelLinear,
     )
 

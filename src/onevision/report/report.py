@@ -23,6 +23,7 @@ from onevision.report.tables import (
     licences,
     lineage,
 )
+from onevision.report.task_scores import task_curves, task_rows
 
 
 def write_report(pipeline: PipelineFolders, output: str | Path | None = None) -> Path:
@@ -51,6 +52,7 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     order = {row.name: place for place, row in enumerate(scores)}
     losses, loss_axis, boundaries = category_losses(stages) if stages else ([], None, [])
     packs = results.packs["summary"] if results.packs else None
+    scored, score_axis = task_curves(stages)
     return {
         "title": results.folders.root.name,
         "root": str(results.folders.root),
@@ -68,6 +70,9 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
         "category_losses": sorted(losses, key=lambda loss: order.get(loss.name, len(order))),
         "category_axis": loss_axis,
         "boundaries": boundaries,
+        "task_curves": scored,
+        "score_axis": score_axis,
+        "task_rows": task_rows(stages),
         "stage_table": stage_table(stages),
         "peak": _peak(summary["hardware"]),
         "flow": _flow(results, summary),

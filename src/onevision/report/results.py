@@ -12,6 +12,7 @@ from typing import Any
 from onevision.corpus.reader import CorpusReader
 from onevision.errors import DataError, InputError, OneVisionError
 from onevision.evaluation.accuracy import chance_levels, questions
+from onevision.evaluation.harness.places import read_results as read_task_results
 from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
 from onevision.training.bad_steps import NAME
@@ -46,6 +47,7 @@ class Stage:
     environment: dict[str, Any]
     inputs: dict[str, str]
     fingerprint: str
+    tasks: list[dict[str, Any]] = field(default_factory=list)  # results of lmms-eval, oldest step first
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,12 @@ def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
             f"{name}: not finished, step {rows[-1]['step']:,} of {recipe.train.steps:,}; "
             f"continue it with: {make_command('resume', folder)}"
         )
+    tasks = []
+    for result in read_task_results(folder):
+        if isinstance(result, str):
+            notes.append(f"{name}: {result}")
+        else:
+            tasks.append(result)
     return Stage(
         name,
         folder,
@@ -201,6 +209,7 @@ def _stage(name: str, folder: Path, notes: list[str]) -> Stage | None:
         environment,
         lineage.get("inputs", {}),
         lineage.get("fingerprint", ""),
+        tasks,
     )
 
 

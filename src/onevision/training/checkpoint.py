@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -28,7 +28,13 @@ from onevision.files import full_disk, storage_errors
 from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import Architecture
 from onevision.training.agreement import agreed, all_ranks, of_first_rank
-from onevision.training.checkpoint_files import check_architecture, commit, remove_leftovers, step_folder
+from onevision.training.checkpoint_files import (
+    check_architecture,
+    commit,
+    nothing_awaited,
+    remove_leftovers,
+    step_folder,
+)
 from onevision.training.fp8_state import KEY, load_scales, sharded_scales
 
 EXTRA_STATE = "_extra_state"
@@ -127,8 +133,19 @@ def _training_state(
 class Checkpointer:
     """Writes the checkpoints of one run, one at a time, in the background when `asynchronous`."""
 
-    def __init__(self, run: Path, architecture: Architecture, *, keep: int, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        run: Path,
+        architecture: Architecture,
+        *,
+        keep: int,
+        asynchronous: bool,
+        awaited: Callable[[int], bool] = nothing_awaited,
+        on_commit: Callable[[int], None] | None = None,
+    ) -> None:
+        """`awaited(step)` is that of `prune`; the first rank calls `on_commit(step)` when a checkpoint stands."""
         self.run, self.architecture, self.keep, self.asynchronous = run, architecture, keep, asynchronous
+        self._awaited, self._on_commit = awaited, on_commit
         _tell_full_disks()
         self._queue = AsyncCallsQueue()
         self._writing = False
@@ -201,7 +218,9 @@ class Checkpointer:
 
     def _commit(self, temporary: Path, step: int) -> None:
         if dist.get_rank() == 0:
-            commit(temporary, self.run, step, self.architecture, self.keep)
+            commit(temporary, self.run, step, self.architecture, self.keep, awaited=self._awaited)
+            if self._on_commit is not None:
+                self._on_commit(step)
         dist.barrier()
 
     def _finish(self, *, blocking: bool) -> None:

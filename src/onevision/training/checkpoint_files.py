@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from onevision.errors import DataError, InputError
@@ -77,10 +78,19 @@ def verify(folder: Path) -> dict[str, Any]:
         DataError: a file is missing, truncated or altered.
     """
     content = verify_sizes(folder)
-    for name, entry in content["files"].items():
-        if file_digest(folder / name) != entry["digest"]:
-            raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
+    for name in content["files"]:
+        check_digest(folder, content, name, file_digest(folder / name))
     return content
+
+
+def check_digest(folder: Path, content: dict[str, Any], name: str, digest: str) -> None:
+    """Refuse a file whose digest is another one than checkpoint.json, of which this is the content, says.
+
+    Raises:
+        DataError: it is.
+    """
+    if digest != content["files"][name]["digest"]:
+        raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
 
 
 def newest(
@@ -147,11 +157,28 @@ def check_architecture(folder: Path, content: dict[str, Any], architecture: Arch
         raise InputError(f"{folder} is a checkpoint of model {found['name']}: " + ", ".join(different))
 
 
-def commit(temporary: Path, run: Path, step: int, architecture: Architecture, keep: int) -> Path:
-    """Make a written folder the checkpoint of `step`, and remove all but the newest `keep`; returns its folder."""
+def nothing_awaited(step: int) -> bool:
+    """No checkpoint is kept for its step."""
+    return False
+
+
+def commit(
+    temporary: Path,
+    run: Path,
+    step: int,
+    architecture: Architecture,
+    keep: int,
+    digests: Mapping[str, str] = MappingProxyType({}),
+    awaited: Callable[[int], bool] = nothing_awaited,
+) -> Path:
+    """Make a written folder the checkpoint of `step`, and `prune`; returns its folder.
+
+    `digests` of files, by name, that are known already; the others are read.
+    """
     folder = step_folder(run, step)
     files = {
-        path.name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for path in sorted(temporary.iterdir())
+        path.name: {"bytes": path.stat().st_size, "digest": digests.get(path.name) or file_digest(path)}
+        for path in sorted(temporary.iterdir())
     }
     content = {"step": step, "architecture": asdict(architecture), "files": files}
     write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
@@ -159,14 +186,16 @@ def commit(temporary: Path, run: Path, step: int, architecture: Architecture, ke
     if folder.exists():  # a broken one of the same step
         _remove(folder)
     temporary.rename(folder)
-    prune(run, step, keep)
+    prune(run, step, keep, awaited)
     return folder
 
 
-def prune(run: str | Path, step: int, keep: int) -> None:
-    """Remove all checkpoints up to that of `step` but the newest `keep`. Later ones are broken: they do not count."""
+def prune(run: str | Path, step: int, keep: int, awaited: Callable[[int], bool] = nothing_awaited) -> None:
+    """Remove all checkpoints up to that of `step` but the newest `keep`, and those that are `awaited(step)`: by an
+    evaluation that has not been there yet. Later ones are broken: they do not count."""
     for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
-        _remove(step_folder(run, old))
+        if not awaited(old):
+            _remove(step_folder(run, old))
 
 
 def remove_leftovers(run: str | Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.core import parallel_state
 
 from onevision.data.loader import PackLoader
 from onevision.errors import InputError, Interrupted
+from onevision.evaluation.harness.places import awaited
 from onevision.files import read_json, remove_temporaries, write_json
 from onevision.lineage import write_lineage
 from onevision.model.backend import machine_problems
@@ -72,11 +74,15 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
 
 
 def train(
-    recipe: Recipe, ranks: Ranks | None = None, on_hang: Callable[[str, int], None] | None = None
+    recipe: Recipe,
+    ranks: Ranks | None = None,
+    on_hang: Callable[[str, int], None] | None = None,
+    on_checkpoint: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train one stage to its end, from its last complete checkpoint if there is one; returns the summary.
 
-    A rank that hangs ends its process after `on_hang(message, step)`: see `Heartbeat`.
+    A rank that hangs ends its process after `on_hang(message, step)`: see `Heartbeat`. The first rank calls
+    `on_checkpoint(step)` when a checkpoint stands.
 
     Raises:
         InputError: recipe, corpus, packs, tokenizer or start weights do not fit together.
@@ -138,12 +144,14 @@ def train(
             if first and done:
                 origin = local or (found and found[0])
                 print(f"{recipe.name}: continuing after step {done} of {settings.steps} from {origin}", flush=True)
+            keep, waited_for = recipe.checkpoint.keep, partial(awaited, recipe, run)
+            asynchronous = recipe.checkpoint.asynchronous
             saver = checkpoint.Checkpointer(
-                run, architecture, keep=recipe.checkpoint.keep, asynchronous=recipe.checkpoint.asynchronous
+                run, architecture, keep=keep, asynchronous=asynchronous, awaited=waited_for, on_commit=on_checkpoint
             )
             if first:
                 # Not those up to `done`: what is newer than `found` is broken.
-                checkpoint_files.prune(run, found[1]["step"] if found else 0, recipe.checkpoint.keep)
+                checkpoint_files.prune(run, found[1]["step"] if found else 0, keep, waited_for)
             guard = Guard(settings, saver, inputs.sources, device)
             guard.begin_after(done, guarded)
 

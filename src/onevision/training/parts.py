@@ -16,11 +16,14 @@ from onevision.recipe import ParallelRecipe, Recipe
 from onevision.training.precision import precision_dtype
 
 
-def build_parts(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> list[OneVisionModel]:
+def build_parts(
+    recipe: Recipe, device: torch.device, *, initialize: bool = True, generates: bool = False
+) -> list[OneVisionModel]:
     """What this rank has of the preset's model, on `device`, initialised from the recipe's seed, with the recipe's
     parts frozen: one, or with a virtual pipeline `parallel.virtual_pipeline` of them.
 
-    With `initialize=False` the weights are whatever the memory held: for a benchmark, which draws its own quickly.
+    With `initialize=False` the weights are whatever the memory held: for who sets them all. A model that `generates`
+    has an attention that remembers keys and values, whatever its backend.
     """
     architecture, parallel = PRESETS[recipe.model.preset], recipe.parallel
     layers = stage_layers(recipe, architecture)
@@ -36,7 +39,7 @@ def build_parts(recipe: Recipe, device: torch.device, *, initialize: bool = True
     )
     torch.manual_seed(recipe.seed)
     again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
-    modules = backend_modules(device, recipe.model.backend, again, context=parallel.context > 1)
+    modules = backend_modules(device, recipe.model.backend, again, own_attention=generates or parallel.context > 1)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     parts = []
     for number in range(parallel.virtual_pipeline):
@@ -54,7 +57,10 @@ def build_parts(recipe: Recipe, device: torch.device, *, initialize: bool = True
     return parts
 
 
-def build_model(recipe: Recipe, device: torch.device, *, initialize: bool = True) -> OneVisionModel:
-    """The whole model on one rank, whatever layout the recipe trains in."""
-    (model,) = build_parts(replace(recipe, parallel=ParallelRecipe()), device, initialize=initialize)
+def build_model(
+    recipe: Recipe, device: torch.device, *, initialize: bool = True, generates: bool = False
+) -> OneVisionModel:
+    """The whole model on one rank, whatever layout the recipe trains in; otherwise as `build_parts`."""
+    whole = replace(recipe, parallel=ParallelRecipe())
+    (model,) = build_parts(whole, device, initialize=initialize, generates=generates)
     return model

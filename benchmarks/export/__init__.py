@@ -1,0 +1,1 @@
+"""Export and import: other loaders beside the checkpoint, memory and bandwidth."""

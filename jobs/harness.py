@@ -1,0 +1,136 @@
+"""Evaluation by tasks of lmms-eval: of a run's checkpoint or its exported folder, now or when a checkpoint stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from jobs.cluster import Work, queue
+from jobs.numbers import whole
+from jobs.place import Place, queued_line, start
+from jobs.ranks import ready_model
+from jobs.sites import Site
+from onevision.errors import InputError, printable
+from onevision.evaluation.harness.places import MODELS, TaskRun, awaited
+from onevision.recipe import Recipe
+from onevision.recipe_evaluation import evaluated, task_problems
+from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder, verify_sizes
+
+SETTINGS = ("tasks", "step", "model", "exported", "limit")  # key=value settings that are not the recipe's
+_SECONDS = 120.0  # for queueing the last evaluations of a run that has ended
+
+
+def evaluate_tasks(recipe: Recipe, run: Path, own: dict[str, str], place: Place) -> int:
+    """`python -m jobs evaluate RUN tasks=…`: run the tasks here, or queue them; returns the exit code.
+
+    Raises:
+        InputError: a setting is wrong, or there is no such checkpoint.
+    """
+    return start(task_work(recipe, task_run(recipe, run, own), place.nodes), place)
+
+
+def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
+    """What the settings ask for.
+
+    Raises:
+        InputError: a setting is wrong, or there is no such checkpoint.
+    """
+    tasks = tuple(name for name in own["tasks"].split(",") if name)
+    if problems := task_problems(list(tasks), recipe.evaluation.corpus):
+        raise InputError("; ".join(problems))
+    model = own.get("model") or MODELS[0]
+    if model not in MODELS:
+        raise InputError(f"model={model} is not one of {', '.join(MODELS)}")
+    exported = (own.get("exported") or str(run / "export")) if model == MODELS[1] else ""
+    if exported and not (Path(exported) / "config.json").exists():
+        raise InputError(f"{exported} is not an exported folder (no config.json): run make export first, or name it")
+    step = _number(own, "step")
+    _, content = find(step_folder(run, step) if step else run, verify_sizes)
+    return TaskRun(str(run), content["step"], tasks, model, exported, _number(own, "limit"))
+
+
+def task_work(recipe: Recipe, asked: TaskRun, nodes: int) -> Work:
+    """The evaluation job: a rank a GPU, which share the questions."""
+    name = f"evaluate-{asked.step}" + ("-exported" if asked.model == MODELS[1] else "")
+    return Work(name, tasks_here, (recipe, asked), Path(asked.run) / "log", needs="nodes", nodes=nodes)
+
+
+def tasks_here(recipe: Recipe, asked: TaskRun) -> list[dict[str, Any]]:
+    """The job itself, in every rank.
+
+    Raises:
+        InputError: lmms-eval is not installed.
+    """
+    if importlib.util.find_spec("lmms_eval") is None:
+        raise InputError("lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock")
+    ready_model()
+    from onevision.evaluation.harness.run import run_tasks
+    from onevision.evaluation.harness.sharing import join
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    share = join(rank, size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    return run_tasks(recipe, asked, share, int(os.environ["LOCAL_RANK"]))
+
+
+def evaluate_awaited(recipe: Recipe, place: Place) -> None:
+    """On this machine, after training: the tasks of every checkpoint that was kept for them."""
+    for step in checkpoint_steps(recipe.output):
+        if awaited(recipe, recipe.output, step):
+            asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
+            start(task_work(recipe, asked, 1), place)
+
+
+class EvaluationQueue:
+    """Queues the evaluation of a checkpoint from within the job that has written it. That takes a process of its own: a
+    slow answer of Slurm must not make the other ranks wait. What goes wrong stands in the log, and training goes on."""
+
+    def __init__(self, recipe: Recipe, site: Site) -> None:
+        self.recipe, self.site = recipe, site
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, step: int) -> None:
+        """Queue it where the recipe wants this step evaluated."""
+        if not evaluated(self.recipe.evaluation, step, self.recipe.train.steps):
+            return
+        child = subprocess.Popen([sys.executable, "-m", "jobs.harness"], stdin=subprocess.PIPE)
+        self._children.append(child)
+        assert child.stdin is not None
+        child.stdin.write(cloudpickle.dumps((self.recipe, self.site, step)))
+        child.stdin.close()
+
+    def close(self) -> None:
+        """Wait until all are queued."""
+        for child in self._children:
+            try:
+                child.wait(_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                print("an evaluation could not be queued: Slurm did not answer", flush=True)
+
+
+def queue_evaluation(recipe: Recipe, site: Site, step: int) -> None:
+    """Queue the tasks of a recipe for one of its checkpoints, on one node."""
+    asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
+    work = replace(task_work(recipe, asked, 1), minutes=0)
+    print(queued_line(work, queue(work, site), site), flush=True)
+
+
+def _number(own: dict[str, str], key: str) -> int:
+    number = whole(own.get(key) or "0")
+    if number is None:
+        raise InputError(f"{key}={own[key]} is not a number")
+    return number
+
+
+if __name__ == "__main__":
+    try:
+        queue_evaluation(*cloudpickle.loads(sys.stdin.buffer.read()))  # from EvaluationQueue, through a pipe
+    except Exception as failure:  # submitit has errors of its own, and a run must not end by any of them
+        print(f"an evaluation could not be queued: {printable(str(failure))}; make eval does it later", flush=True)

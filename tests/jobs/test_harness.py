@@ -1,0 +1,75 @@
+"""Evaluation jobs by tasks: what is asked for, and that a run goes on when its evaluation cannot be queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.harness import EvaluationQueue, task_run, task_work
+from jobs.sites import Site
+from onevision.errors import InputError
+from onevision.evaluation.harness.places import TaskRun
+from onevision.model.presets import PRESETS
+from onevision.recipe import Recipe, recipe_from
+from onevision.training.checkpoint_files import commit
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with checkpoints of steps 2 and 4, which hold nothing."""
+    for step in (2, 4):
+        written = tmp_path / "run" / "checkpoints" / f".step_{step}"
+        written.mkdir(parents=True)
+        (written / "common.pt").write_bytes(b"weights")
+        commit(written, tmp_path / "run", step, PRESETS["tiny"], keep=5)
+    return tmp_path / "run"
+
+
+def test_what_the_settings_ask_for(run: Path) -> None:
+    recipe = Recipe()
+    assert task_run(recipe, run, {"tasks": "mmstar,,ai2d"}) == TaskRun(str(run), 4, ("mmstar", "ai2d"))
+    assert task_run(recipe, run, {"tasks": "mmstar", "step": "2", "limit": "7"}).step == 2
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text("{}")
+    exported = task_run(recipe, run, {"tasks": "mmstar", "model": "onevision_exported"})
+    assert exported.exported == str(run / "export")
+    work = task_work(recipe, exported, 2)
+    assert (work.name, work.nodes, work.needs) == ("evaluate-4-exported", 2, "nodes")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"tasks": "mm star"}, "'mm star' is not the name of a task"),
+        ({"tasks": "onevision_heldout"}, "evaluation.corpus, which is empty"),
+        ({"tasks": "mmstar", "model": "hf"}, "model=hf is not one of onevision, onevision_exported"),
+        ({"tasks": "mmstar", "model": "onevision_exported"}, "is not an exported folder"),
+        ({"tasks": "mmstar", "step": "3"}, "the run has checkpoints of steps: 2, 4"),
+        ({"tasks": "mmstar", "step": "last"}, "step=last is not a number"),
+    ],
+)
+def test_what_cannot_be_asked_for(run: Path, settings: dict[str, str], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        task_run(Recipe(), run, settings)
+    assert line in str(caught.value)
+
+
+def test_a_run_goes_on_when_its_evaluation_cannot_be_queued(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # there is no Slurm
+    values = {
+        "output": str(run),
+        "train": {"steps": 5},
+        "checkpoint": {"interval": 2},
+        "evaluation": {"tasks": ["mmstar"], "interval": 4},
+    }
+    evaluations = EvaluationQueue(recipe_from(values), Site(name="test"))
+    for step in (2, 4):
+        evaluations(step)
+    evaluations.close()
+    (line,) = capfd.readouterr().out.splitlines()  # of step 4 alone
+    assert line.startswith("an evaluation could not be queued: ")
+    assert line.endswith("make eval does it later")
