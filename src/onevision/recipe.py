@@ -465,7 +465,7 @@ def layout_problems(recipe: Recipe, world_size: int) -> list[str]:
         return [
             f"parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x parallel.pipeline="
             f"{parallel.pipeline} does not divide {world_size} ranks: choose sizes whose product does, or another "
-            "number of nodes"
+            "number of nodes (without Slurm: of processes=N)"
         ]
     data_ranks = world_size // model_ranks
     packs = train.micro_batch_size * data_ranks
