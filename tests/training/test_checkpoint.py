@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -16,8 +17,10 @@ import pytest
 
 from onevision.errors import DataError, InputError, StorageError
 from onevision.evaluation.harness.places import awaited, result_file, results_folder
+from onevision.fingerprint import file_digest
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
+from onevision.training import checkpoint_files
 from onevision.training.checkpoint_files import (
     checkpoint_steps,
     find,
@@ -86,6 +89,22 @@ def test_a_broken_newest_checkpoint_is_skipped(
     if name == "__0_0.distcp":  # going on from the older one is the same for every kind of damage
         train(copied)
         assert curve(run) == whole
+
+
+def test_a_checkpoint_that_cannot_be_read_is_skipped(
+    copied: Recipe, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = step_folder(copied.output, 4) / "__0_0.distcp"
+
+    def fails(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return file_digest(path)
+
+    monkeypatch.setattr(checkpoint_files, "file_digest", fails)
+    found = newest(copied.output)
+    assert found is not None and found[1]["step"] == 2
+    assert f"{bad} cannot be read: Input/output error" in capfd.readouterr().out
 
 
 def test_when_every_checkpoint_is_broken_the_run_is_not_started_over(copied: Recipe) -> None:

@@ -75,11 +75,15 @@ def verify(folder: Path) -> dict[str, Any]:
     """Content of checkpoint.json, after every file was found with its size and digest.
 
     Raises:
-        DataError: a file is missing, truncated or altered.
+        DataError: a file is missing, truncated or altered, or cannot be read.
     """
     content = verify_sizes(folder)
     for name in content["files"]:
-        check_digest(folder, content, name, file_digest(folder / name))
+        try:
+            digest = file_digest(folder / name)
+        except OSError as error:
+            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
+        check_digest(folder, content, name, digest)
     return content
 
 
