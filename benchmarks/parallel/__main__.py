@@ -4,7 +4,8 @@ Each layout trains 10 steps of the mini model in FP32 on each kind of data (`ben
 and as stage 1.5 freeze it (stage 2 freezes nothing either), and loss and gradient norm of every step are compared with
 those of one process. Then runs are stopped in one layout and go on in another one. Two layouts run beside each other:
 ranks wait for each other half of their time. The result is written to benchmarks/results/parallel.json. With only=TEXT
-only layouts and pairs whose name holds the text; with strict=1 an unmet goal gives exit code 1.
+only layouts and pairs whose name holds the text, whose rows take the place of theirs there; with strict=1 an unmet goal
+gives exit code 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from benchmarks.forks import Failed
 from benchmarks.parallel.compare import TOLERANCE, Case, Comparison, Difference
 from benchmarks.parallel.inputs import DATA, make_inputs
 from benchmarks.parallel.layouts import LAYOUTS, PAIRS, Layout, named
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import RESULTS, Row, package_versions, write_results
 from onevision.errors import InputError, OneVisionError
+from onevision.files import read_json
 from onevision.progress import bar, duration
 
 STAGES = ("stage1", "stage1_5")
@@ -52,12 +55,19 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"only={only}: no layout has it in its name; there are: {', '.join(LAYOUTS)}")
     with tempfile.TemporaryDirectory(prefix="onevision-parallel-") as folder:
         rows = _check(Path(folder), layouts, pairs)
-    if not only:
-        written = write_results("parallel", rows, package_versions("torch", "megatron-core"))
-        print(f"{written}")
+    written = write_results("parallel", _others(rows) + rows, package_versions("torch", "megatron-core"))
+    print(f"{written}")
     unmet = [row.path for row in rows if not row.met]
     print(f"{len(rows) - len(unmet)} of {len(rows)} as one process" + (f"; not: {', '.join(unmet)}" if unmet else ""))
     return 1 if unmet and strict else 0
+
+
+def _others(rows: list[Row]) -> list[Row]:
+    """Those of other layouts and pairs in the file of results."""
+    path, measured = RESULTS / "parallel.json", {row.path for row in rows}
+    kept = read_json(path)["rows"] if path.exists() else []
+    names = [field.name for field in fields(Row)]
+    return [Row(**{name: row[name] for name in names}) for row in kept if row["path"] not in measured]
 
 
 def _check(folder: Path, layouts: list[Layout], pairs: list[tuple[str, str]]) -> list[Row]:

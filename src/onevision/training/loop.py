@@ -24,7 +24,7 @@ from onevision.model.device import Ranks, runtime_context, select_device, set_th
 from onevision.model.layout import training_problems
 from onevision.recipe import Recipe
 from onevision.training import checkpoint, checkpoint_files, local_state
-from onevision.training.agreement import agreed, everyone, highest, of_first_rank
+from onevision.training.agreement import agreed, all_ranks, everyone, highest, of_first_rank
 from onevision.training.determinism import set_determinism
 from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
@@ -111,7 +111,8 @@ def train(
         set_determinism(settings.deterministic)
         device = start(ranks, recipe.seed, patience_minutes, recipe.parallel)
         heartbeat.beat(0, "setting up")
-        if first:  # all ranks are here: none writes into the folder any more
+        all_ranks(None)  # all are here: none writes into the folder any more
+        if first:
             remove_temporaries(run)
         ended = run / "step.json"
         summary = of_first_rank(read_json(ended)["summary"] if first and ended.exists() else None)
