@@ -174,7 +174,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
                 batch_tokens=recipe.evaluation.batch_tokens,
             )
             for question, ids in zip(asked, answers, strict=True):
-                output_text = tokenizer.decode(ids).strip()
+                output_text = tokenizer.decode(ids, special=False).strip()
                 correct = normalise(output_text) == normalise(question.answer)
                 right[question.category] += correct
                 row = asdict(question) | {"output": output_text, "correct": correct}

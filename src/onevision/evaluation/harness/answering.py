@@ -82,9 +82,10 @@ def _ask(batch: list[Asked[Q]], ask: Callable[[list[Q]], list[str]], retries: in
     except StorageError:
         raise
     except Exception as failure:  # whatever it is, it is this question's, and is counted
-        if len(batch) > 1:
-            return [response for entry in batch for response in _ask([entry], ask, retries)]
-        error = _line(failure)
+        error = line_of(failure)
+    # Not inside `except`: the failure's frames hold the tensors of the batch, which may be why there is no memory left.
+    if len(batch) > 1:
+        return [response for entry in batch for response in _ask([entry], ask, retries)]
     (entry,) = batch
     if retries > 0:
         (again,) = _ask(batch, ask, retries - 1)
@@ -94,6 +95,7 @@ def _ask(batch: list[Asked[Q]], ask: Callable[[list[Q]], list[str]], retries: in
     return [Response(entry.key, entry.task, entry.document, "", error, seconds=time.monotonic() - began)]
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """An exception as a line: its class, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return printable(": ".join([type(error).__name__, *lines[:1]]))
