@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,10 @@ from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import InputError
 from onevision.evaluation.generate import LENGTH, STOP, Event, Prompt, stream
 from onevision.evaluation.memory import Memory
+from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.evaluation.sampling import GREEDY, Sampling
-from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.onevision import OneVisionModel
-from onevision.model.presets import PRESETS
 from onevision.recipe import DataRecipe, Recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.parts import build_model
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Assistant:
     def __init__(
         self, model: OneVisionModel, tokenizer: Tokenizer, data: DataRecipe, device: torch.device, label: str
     ) -> None:
-        self.model, self.tokenizer, self.data, self.label = model.eval(), tokenizer, data, label
+        self.model, self.tokenizer, self.data, self.label = model, tokenizer, data, label
         self._memory = Memory()
         self._patcher = image_patcher(data, device, model.config.params_dtype)
         self._longest = model.architecture.language.max_position_embeddings
@@ -167,17 +164,10 @@ def load_assistant(recipe: Recipe, run: str | Path) -> Assistant:
         DataError: the checkpoint is broken.
     """
     tokenizer = load_tokenizer(recipe.data.tokenizer)
-    folder, content = checkpoint_files.find(run)
-    checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
-    device = start(Ranks(), recipe.seed)
-    set_threads(recipe.train.threads, 1)
-    # Prompts have any number of tokens, which FP8 products do not take.
-    precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
-    with runtime_context(device):
-        whole = replace(recipe, train=replace(recipe.train, precision=precision))
-        model = build_model(whole, device, initialize=False, generates=True)
-        checkpoint.load_model(folder, content, model)
-    label = f"{folder}, step {content['step']}: {recipe.model.preset} in {precision} on {_name(device)}"
+    folder, content = find_checkpoint(recipe, run)
+    recipe = answering(recipe)
+    model, device = load_answering(recipe, folder, content)
+    label = f"{folder}, step {content['step']}: {recipe.model.preset} in {recipe.train.precision} on {_name(device)}"
     return Assistant(model, tokenizer, recipe.data, device, label)
 
 

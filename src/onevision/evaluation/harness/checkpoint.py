@@ -29,11 +29,9 @@ from onevision.evaluation.harness.generation import (
 from onevision.evaluation.harness.keeping import Keeping
 from onevision.evaluation.harness.places import results_folder
 from onevision.evaluation.harness.sharing import Share
-from onevision.model.device import Ranks, runtime_context, set_threads, start
-from onevision.model.presets import PRESETS
+from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.recipe import Recipe, load_recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.parts import build_model
+from onevision.training import checkpoint_files
 
 
 class OneVision(Keeping):
@@ -68,12 +66,9 @@ class OneVision(Keeping):
             min_pixels=int(min_pixels) or recipe.data.min_pixels,
         )
         named = checkpoint_files.step_folder(run, int(step)) if step else Path(run)
-        self.folder, content = checkpoint_files.find(named)
+        self.folder, content = find_checkpoint(recipe, named)
         self.step: int = content["step"]
-        checkpoint_files.check_architecture(self.folder, content, PRESETS[recipe.model.preset])
-        # Prompts have any number of tokens, which FP8 products do not take.
-        precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
-        self.recipe = replace(recipe, data=data, train=replace(recipe.train, precision=precision))
+        self.recipe = answering(replace(recipe, data=data))
         self.tokenizer = load_tokenizer(data.tokenizer)
         self.keep(
             {
@@ -84,7 +79,7 @@ class OneVision(Keeping):
                 "min_pixels": data.min_pixels,
                 "max_pixels": data.max_pixels,
                 "decoder": data.decoder,
-                "precision": precision,
+                "precision": self.recipe.train.precision,
                 "sampling": SEEDS,
             },
             responses or str(results_folder(run, "onevision", self.step)),
@@ -93,12 +88,9 @@ class OneVision(Keeping):
             share=share,
             marks_failures=marks_failures,
         )
-        self.device = start(Ranks(local_rank=local_rank), recipe.seed)
-        set_threads(recipe.train.threads, self.share.size)
-        with runtime_context(self.device):
-            self.network = build_model(self.recipe, self.device, generates=True)
-            checkpoint.load_model(self.folder, content, self.network)
-        self.network.eval()
+        self.network, self.device = load_answering(
+            self.recipe, self.folder, content, local_rank=local_rank, processes=self.share.size
+        )
         self.patcher = image_patcher(data, self.device, self.network.config.params_dtype)
 
     def check(self, generation: dict[str, Any]) -> None:
