@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,11 @@ class Settings:
 
 class Answer:
     """An answer while it is made: iterate over it for its text, piece by piece, in whole characters. Who stops before
-    its end closes the iterator."""
+    its end closes the iterator.
+
+    Raises while it is iterated over:
+        InputError: the GPU has no memory left.
+    """
 
     def __init__(self, events: Generator[Event, None, None], tokenizer: Tokenizer, prompt_tokens: int) -> None:
         self._events, self._tokenizer = events, tokenizer
@@ -66,13 +70,19 @@ class Answer:
 
     def _timed(self, events: Iterator[Event]) -> Iterator[int]:
         began = time.perf_counter()
-        for event in events:
-            self.seconds = time.perf_counter() - began
-            self.first = self.first or self.seconds
-            self.end = event.end
-            if event.token is not None:
-                self.tokens += 1
-                yield event.token
+        try:
+            for event in events:
+                self.seconds = time.perf_counter() - began
+                self.first = self.first or self.seconds
+                self.end = event.end
+                if event.token is not None:
+                    self.tokens += 1
+                    yield event.token
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"no memory left on the GPU after {self.prompt_tokens} tokens of question and {self.tokens} of answer: "
+                "/clear starts anew, a smaller data.max_pixels makes images smaller"
+            ) from None
 
     @property
     def rate(self) -> float:
@@ -121,6 +131,16 @@ class Assistant:
             what = "is not an image that can be read" if error.reason == "image_undecodable" else "cannot be used"
             raise InputError(f"{name} {what}: {error.detail}")
         return Picture(name, size, grid, patches)
+
+    def check_room(self, pictures: Sequence[Picture]) -> None:
+        """Refuse more images than a question may have, before they fill the memory.
+
+        Raises:
+            InputError: they have more tokens than the model takes.
+        """
+        tokens = sum(picture.tokens for picture in pictures)
+        if tokens >= self._longest:
+            raise InputError(f"{len(pictures)} images have {tokens} tokens, and the model takes {self._longest}")
 
     def answer(self, conversation: Conversation, settings: Settings) -> Answer:
         """The answer to the last message of a conversation; the model begins when it is iterated over.

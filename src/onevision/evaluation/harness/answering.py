@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from onevision.errors import DataError, StorageError, printable
+from onevision.errors import DataError, StorageError, line_of
 from onevision.evaluation.harness.responses import Response, ResponseStore
 from onevision.progress import Progress
 
@@ -93,9 +93,3 @@ def _ask(batch: list[Asked[Q]], ask: Callable[[list[Q]], list[str]], retries: in
             Response(again.key, again.task, again.document, again.text, again.error, again.attempts + 1, again.seconds)
         ]
     return [Response(entry.key, entry.task, entry.document, "", error, seconds=time.monotonic() - began)]
-
-
-def line_of(error: BaseException) -> str:
-    """An exception as a line: its class, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return printable(": ".join([type(error).__name__, *lines[:1]]))

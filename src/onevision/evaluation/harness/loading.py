@@ -15,8 +15,7 @@ import torch
 from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
 
-from onevision.errors import InputError, OneVisionError
-from onevision.evaluation.harness.answering import line_of
+from onevision.errors import InputError, OneVisionError, line_of
 from onevision.evaluation.harness.heldout import write_heldout
 from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, TaskRun
 from onevision.evaluation.harness.published import JUDGE_KEY, JUDGED

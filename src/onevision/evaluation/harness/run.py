@@ -20,8 +20,7 @@ from lmms_eval.evaluator import evaluate
 from rich.console import Console
 from rich.table import Table
 
-from onevision.errors import DataError, OneVisionError
-from onevision.evaluation.harness.answering import line_of
+from onevision.errors import DataError, OneVisionError, line_of
 from onevision.evaluation.harness.complaints import complaints
 from onevision.evaluation.harness.keeping import Keeping
 from onevision.evaluation.harness.loading import Loaded, load_tasks, requests_of, seed
