@@ -31,9 +31,27 @@ def evaluate_tasks(recipe: Recipe, run: Path, own: dict[str, str], place: Place)
     """`python -m jobs evaluate RUN tasks=…`: run the tasks here, or queue them; returns the exit code.
 
     Raises:
-        InputError: a setting is wrong, or there is no such checkpoint.
+        InputError: a setting is wrong, there is no such checkpoint, or lmms-eval is not installed.
     """
+    refuse_without_harness(place.site)
     return start(task_work(recipe, task_run(recipe, run, own), place.nodes), place)
+
+
+def harness_problems(site: Site) -> list[str]:
+    """That lmms-eval is missing, where jobs have the packages of this process: an image has its own."""
+    if site.container or importlib.util.find_spec("lmms_eval") is not None:
+        return []
+    return ["lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock"]
+
+
+def refuse_without_harness(site: Site) -> None:
+    """Do nothing where there is lmms-eval.
+
+    Raises:
+        InputError: there is not.
+    """
+    if problems := harness_problems(site):
+        raise InputError(*problems)
 
 
 def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
@@ -42,7 +60,9 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
     Raises:
         InputError: a setting is wrong, or there is no such checkpoint.
     """
-    tasks = tuple(name for name in own["tasks"].split(",") if name)
+    tasks = tuple(dict.fromkeys(name for name in own["tasks"].split(",") if name))
+    if not tasks:
+        raise InputError(f"tasks={own['tasks']} names no task")
     if problems := task_problems(list(tasks), recipe.evaluation.corpus):
         raise InputError("; ".join(problems))
     model = own.get("model") or MODELS[0]
@@ -68,8 +88,7 @@ def tasks_here(recipe: Recipe, asked: TaskRun) -> list[dict[str, Any]]:
     Raises:
         InputError: lmms-eval is not installed.
     """
-    if importlib.util.find_spec("lmms_eval") is None:
-        raise InputError("lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock")
+    refuse_without_harness(Site(name="here"))
     ready_model()
     from onevision.evaluation.harness.run import run_tasks
     from onevision.evaluation.harness.sharing import join

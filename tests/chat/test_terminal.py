@@ -77,9 +77,7 @@ def test_a_full_gpu_ends_the_answer_and_not_the_chat(assistant: Assistant, monke
 
     with monkeypatch.context() as patched:
         patched.setattr("onevision.chat.assistant.stream", full)
-        with pytest.raises(
-            InputError, match="no memory left on the GPU after [0-9]+ tokens of question and 1"
-        ):
+        with pytest.raises(InputError, match="no memory left on the GPU after [0-9]+ tokens of question and 1"):
             talk("What is this?")
     answer, _ = talk("What is this?")
     assert answer == Talk(assistant)("What is this?")[0]  # as if nothing had been asked before

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.harness import EvaluationQueue, task_run, task_work
+from jobs.harness import EvaluationQueue, evaluate_tasks, task_run, task_work
+from jobs.place import Place
+from jobs.preflight import Preflight
 from jobs.sites import Site
+from jobs.train import check_training, train_at
 from onevision.errors import InputError
 from onevision.evaluation.harness.places import TaskRun
 from onevision.model.presets import PRESETS
@@ -28,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_what_the_settings_ask_for(run: Path) -> None:
     recipe = Recipe()
-    assert task_run(recipe, run, {"tasks": "mmstar,,ai2d"}) == TaskRun(str(run), 4, ("mmstar", "ai2d"))
+    assert task_run(recipe, run, {"tasks": "mmstar,,ai2d,mmstar"}) == TaskRun(str(run), 4, ("mmstar", "ai2d"))
     assert task_run(recipe, run, {"tasks": "mmstar", "step": "2", "limit": "7"}).step == 2
     (run / "export").mkdir()
     (run / "export" / "config.json").write_text("{}")
@@ -41,6 +44,7 @@ def test_what_the_settings_ask_for(run: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
+        ({"tasks": ",", "step": "2"}, "tasks=, names no task"),
         ({"tasks": "mm star"}, "'mm star' is not the name of a task"),
         ({"tasks": "onevision_heldout"}, "evaluation.corpus, which is empty"),
         ({"tasks": "mmstar", "model": "hf"}, "model=hf is not one of onevision, onevision_exported"),
@@ -53,6 +57,26 @@ def test_what_cannot_be_asked_for(run: Path, settings: dict[str, str], line: str
     with pytest.raises(InputError) as caught:
         task_run(Recipe(), run, settings)
     assert line in str(caught.value)
+
+
+def test_a_missing_harness_is_told_before_anything_is_trained_or_queued(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.harness.importlib.util.find_spec", lambda name: None)
+    asked = recipe_from({"output": str(run), "evaluation": {"tasks": ["mmstar"]}})
+    here = Place(Site(name="here", scheduler="none"))
+    line = "lmms-eval is not installed: .* -r envs/eval.lock"
+    with pytest.raises(InputError, match=line):
+        train_at(asked, here)
+    with pytest.raises(InputError, match=line):
+        evaluate_tasks(asked, run, {"tasks": "mmstar"}, here)
+    assert not (run / "log").exists()
+    monkeypatch.setattr("jobs.train.preflight", lambda *_: Preflight([], []))
+    monkeypatch.setattr("jobs.train.slurm_problems", lambda *_: [])
+    (problem,) = check_training(asked, Place(Site(name="test"))).problems
+    assert problem.startswith("lmms-eval is not installed")
+    assert check_training(asked, Place(Site(name="test", container="/image.sif"))).problems == []
+    assert check_training(Recipe(output=str(run)), Place(Site(name="test"))).problems == []
 
 
 def test_a_run_goes_on_when_its_evaluation_cannot_be_queued(
