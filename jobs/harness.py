@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from jobs.ranks import ready_model
 from jobs.sites import Site
 from onevision.errors import InputError, printable
 from onevision.evaluation.harness.places import MODELS, TaskRun, awaited
+from onevision.files import read_json
 from onevision.recipe import Recipe
-from onevision.recipe_evaluation import evaluated, task_problems
+from onevision.recipe_evaluation import HELDOUT_TASK, EvaluationRecipe, evaluated, task_problems
 from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder, verify_sizes
 
 SETTINGS = ("tasks", "step", "model", "exported", "limit")  # key=value settings that are not the recipe's
@@ -42,6 +44,19 @@ def harness_problems(site: Site) -> list[str]:
     if site.container or importlib.util.find_spec("lmms_eval") is not None:
         return []
     return ["lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock"]
+
+
+def task_input_problems(evaluation: EvaluationRecipe, waits_for: Collection[str] = frozenset()) -> list[str]:
+    """Data of a recipe's tasks that is not on this disk. What earlier jobs make in `waits_for` is not looked at."""
+    named = {"evaluation.data": evaluation.data} if evaluation.tasks else {}
+    if HELDOUT_TASK in evaluation.tasks:
+        named["evaluation.corpus"] = evaluation.corpus
+    folders = [Path(folder).absolute() for folder in waits_for]
+    return [
+        f"{key}={path} is not a folder: the tasks of evaluation.tasks read it"
+        for key, path in named.items()
+        if path and not Path(path).is_dir() and not any(Path(path).absolute().is_relative_to(each) for each in folders)
+    ]
 
 
 def refuse_without_harness(site: Site) -> None:
@@ -72,8 +87,24 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
     if exported and not (Path(exported) / "config.json").exists():
         raise InputError(f"{exported} is not an exported folder (no config.json): run make export first, or name it")
     step = _number(own, "step")
-    _, content = find(step_folder(run, step) if step else run, verify_sizes)
-    return TaskRun(str(run), content["step"], tasks, model, exported, _number(own, "limit"))
+    if exported and (Path(exported) / "step.json").exists():  # of another's folder nothing tells the step
+        step = exported_step(Path(exported), step)
+    else:
+        _, content = find(step_folder(run, step) if step else run, verify_sizes)
+        step = content["step"]
+    return TaskRun(str(run), step, tasks, model, exported, _number(own, "limit"))
+
+
+def exported_step(folder: Path, wanted: int) -> int:
+    """The step whose weights `make export` wrote into a folder, which need not be the run's newest.
+
+    Raises:
+        InputError: it is another one than `wanted` (0: any).
+    """
+    step = int(read_json(folder / "step.json")["summary"]["step"])
+    if wanted not in (0, step):
+        raise InputError(f"{folder} has the weights of step {step}, not {wanted}: make export STEP={wanted} first")
+    return step
 
 
 def task_work(recipe: Recipe, asked: TaskRun, nodes: int) -> Work:

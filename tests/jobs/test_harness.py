@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.harness import EvaluationQueue, evaluate_tasks, task_run, task_work
+from jobs.harness import EvaluationQueue, evaluate_tasks, task_input_problems, task_run, task_work
 from jobs.place import Place
 from jobs.preflight import Preflight
 from jobs.sites import Site
@@ -15,6 +16,7 @@ from onevision.errors import InputError
 from onevision.evaluation.harness.places import TaskRun
 from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe, recipe_from
+from onevision.recipe_evaluation import HELDOUT_TASK, EvaluationRecipe
 from onevision.training.checkpoint_files import commit
 
 
@@ -35,8 +37,13 @@ def test_what_the_settings_ask_for(run: Path) -> None:
     assert task_run(recipe, run, {"tasks": "mmstar", "step": "2", "limit": "7"}).step == 2
     (run / "export").mkdir()
     (run / "export" / "config.json").write_text("{}")
-    exported = task_run(recipe, run, {"tasks": "mmstar", "model": "onevision_exported"})
+    named = {"tasks": "mmstar", "model": "onevision_exported"}
+    exported = task_run(recipe, run, named)
     assert exported.exported == str(run / "export")
+    (run / "export" / "step.json").write_text('{"summary": {"step": 3}}')  # a checkpoint that is there no more
+    assert task_run(recipe, run, named).step == task_run(recipe, run, {**named, "step": "3"}).step == 3
+    with pytest.raises(InputError, match="export has the weights of step 3, not 4: make export STEP=4 first"):
+        task_run(recipe, run, {**named, "step": "4"})
     work = task_work(recipe, exported, 2)
     assert (work.name, work.nodes, work.needs) == ("evaluate-4-exported", 2, "nodes")
 
@@ -77,6 +84,16 @@ def test_a_missing_harness_is_told_before_anything_is_trained_or_queued(
     assert problem.startswith("lmms-eval is not installed")
     assert check_training(asked, Place(Site(name="test", container="/image.sif"))).problems == []
     assert check_training(Recipe(output=str(run)), Place(Site(name="test"))).problems == []
+
+
+def test_data_of_tasks_that_is_not_there_is_told(tmp_path: Path) -> None:
+    asked = EvaluationRecipe(tasks=["mmstar", HELDOUT_TASK], data=str(tmp_path), corpus=str(tmp_path / "corpus"))
+    (problem,) = task_input_problems(asked)
+    assert problem.startswith(f"evaluation.corpus={tmp_path / 'corpus'} is not a folder")
+    assert task_input_problems(asked, {str(tmp_path / "corpus")}) == []
+    assert task_input_problems(replace(asked, tasks=[])) == []
+    (problem,) = task_input_problems(replace(asked, tasks=["mmstar"], data="/nowhere"))
+    assert problem.startswith("evaluation.data=/nowhere is not a folder")
 
 
 def test_a_run_goes_on_when_its_evaluation_cannot_be_queued(
