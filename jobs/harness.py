@@ -23,7 +23,7 @@ from onevision.evaluation.harness.places import MODELS, TaskRun, awaited
 from onevision.files import read_json
 from onevision.recipe import Recipe
 from onevision.recipe_evaluation import HELDOUT_TASK, EvaluationRecipe, evaluated, task_problems
-from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder, verify_sizes
+from onevision.training.checkpoint_files import checkpoint_steps, find, release, step_folder, verify_sizes
 
 SETTINGS = ("tasks", "step", "model", "exported", "limit")  # key=value settings that are not the recipe's
 _SECONDS = 120.0  # for queueing the last evaluations of a run that has ended
@@ -126,7 +126,17 @@ def tasks_here(recipe: Recipe, asked: TaskRun) -> list[dict[str, Any]]:
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     share = join(rank, size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    return run_tasks(recipe, asked, share, int(os.environ["LOCAL_RANK"]))
+    waited = asked.model == MODELS[0] and awaited(recipe, asked.run, asked.step)
+    results = run_tasks(recipe, asked, share, int(os.environ["LOCAL_RANK"]))
+    if rank == 0 and waited:
+        release_answered(recipe, asked)
+    return results
+
+
+def release_answered(recipe: Recipe, asked: TaskRun) -> None:
+    """Let go of a checkpoint that was kept for this evaluation alone, where the run that would has ended."""
+    if (Path(asked.run) / "step.json").exists() and not awaited(recipe, asked.run, asked.step):
+        release(asked.run, asked.step, recipe.checkpoint.keep)
 
 
 def evaluate_awaited(recipe: Recipe, place: Place) -> None:

@@ -7,17 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from jobs.harness import EvaluationQueue, evaluate_tasks, task_input_problems, task_run, task_work
+from jobs.harness import (
+    EvaluationQueue,
+    evaluate_tasks,
+    release_answered,
+    task_input_problems,
+    task_run,
+    task_work,
+)
 from jobs.place import Place
 from jobs.preflight import Preflight
 from jobs.sites import Site
 from jobs.train import check_training, train_at
 from onevision.errors import InputError
-from onevision.evaluation.harness.places import TaskRun
+from onevision.evaluation.harness.places import MODELS, TaskRun, result_file, results_folder
 from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe, recipe_from
 from onevision.recipe_evaluation import HELDOUT_TASK, EvaluationRecipe
-from onevision.training.checkpoint_files import commit
+from onevision.training.checkpoint_files import checkpoint_steps, commit
 
 
 @pytest.fixture
@@ -94,6 +101,26 @@ def test_data_of_tasks_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert task_input_problems(replace(asked, tasks=[])) == []
     (problem,) = task_input_problems(replace(asked, tasks=["mmstar"], data="/nowhere"))
     assert problem.startswith("evaluation.data=/nowhere is not a folder")
+
+
+def test_a_checkpoint_is_kept_until_it_has_answered_also_when_its_run_has_ended(run: Path) -> None:
+    values = {
+        "output": str(run),
+        "train": {"steps": 4},
+        "checkpoint": {"interval": 2, "keep": 1},
+        "evaluation": {"tasks": ["mmstar"], "interval": 2},
+    }
+    recipe, asked = recipe_from(values), TaskRun(str(run), 2, ("mmstar",))
+    release_answered(recipe, asked)  # of a run that trains
+    (run / "step.json").touch()
+    release_answered(recipe, asked)  # not answered yet
+    assert checkpoint_steps(run) == [2, 4]
+    for step in (2, 4):
+        answered = result_file(results_folder(run, MODELS[0], step), "mmstar")
+        answered.parent.mkdir(parents=True)
+        answered.touch()
+        release_answered(recipe, replace(asked, step=step))
+        assert checkpoint_steps(run) == [4]  # the newest one stays
 
 
 def test_a_run_goes_on_when_its_evaluation_cannot_be_queued(
