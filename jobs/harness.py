@@ -143,8 +143,7 @@ def evaluate_awaited(recipe: Recipe, place: Place) -> None:
     """On this machine, after training: the tasks of every checkpoint that was kept for them."""
     for step in checkpoint_steps(recipe.output):
         if awaited(recipe, recipe.output, step):
-            asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
-            start(task_work(recipe, asked, 1), place)
+            start(_work(recipe, step), place)
 
 
 class EvaluationQueue:
@@ -159,11 +158,20 @@ class EvaluationQueue:
         """Queue it where the recipe wants this step evaluated."""
         if not evaluated(self.recipe.evaluation, step, self.recipe.train.steps):
             return
-        child = subprocess.Popen([sys.executable, "-m", "jobs.harness"], stdin=subprocess.PIPE)
-        self._children.append(child)
-        assert child.stdin is not None
-        child.stdin.write(cloudpickle.dumps((self.recipe, self.site, step)))
-        child.stdin.close()
+        try:
+            child = subprocess.Popen([sys.executable, "-m", "jobs.harness"], stdin=subprocess.PIPE)
+            self._children.append(child)
+            assert child.stdin is not None
+            with child.stdin as pipe:
+                pipe.write(cloudpickle.dumps((self.recipe, self.site, step)))
+        except OSError as error:  # no memory for a process, or it has ended already
+            print(_not_queued(str(error)), flush=True)
+
+    def catch_up(self) -> None:
+        """Queue those of checkpoints that were never queued: the job was killed, or Slurm did not answer."""
+        for step in checkpoint_steps(self.recipe.output):
+            if awaited(self.recipe, self.recipe.output, step) and not _work(self.recipe, step).records.job.exists():
+                self(step)
 
     def close(self) -> None:
         """Wait until all are queued."""
@@ -172,14 +180,22 @@ class EvaluationQueue:
                 child.wait(_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
-                print("an evaluation could not be queued: Slurm did not answer", flush=True)
+                print(_not_queued("Slurm did not answer"), flush=True)
 
 
 def queue_evaluation(recipe: Recipe, site: Site, step: int) -> None:
     """Queue the tasks of a recipe for one of its checkpoints, on one node."""
-    asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
-    work = replace(task_work(recipe, asked, 1), minutes=0)
+    work = _work(recipe, step)
     print(queued_line(work, queue(work, site), site), flush=True)
+
+
+def _work(recipe: Recipe, step: int) -> Work:
+    asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
+    return replace(task_work(recipe, asked, 1), minutes=0)
+
+
+def _not_queued(why: str) -> str:
+    return f"an evaluation could not be queued: {printable(why)}; make eval does it later"
 
 
 def _number(own: dict[str, str], key: str) -> int:
@@ -193,4 +209,4 @@ if __name__ == "__main__":
     try:
         queue_evaluation(*cloudpickle.loads(sys.stdin.buffer.read()))  # from EvaluationQueue, through a pipe
     except Exception as failure:  # submitit has errors of its own, and a run must not end by any of them
-        print(f"an evaluation could not be queued: {printable(str(failure))}; make eval does it later", flush=True)
+        print(_not_queued(str(failure)), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +142,18 @@ def test_a_run_goes_on_when_its_evaluation_cannot_be_queued(
     (line,) = capfd.readouterr().out.splitlines()  # of step 4 alone
     assert line.startswith("an evaluation could not be queued: ")
     assert line.endswith("make eval does it later")
+
+    evaluations = EvaluationQueue(recipe_from(values), Site(name="test"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # no Python: what is queued is of no matter here
+    evaluations.catch_up()
+    assert len(evaluations._children) == 1
+    job = task_work(Recipe(), TaskRun(str(run), 4, ()), 1).records.job
+    job.parent.mkdir(parents=True, exist_ok=True)
+    job.touch()
+    evaluations.catch_up()
+    assert len(evaluations._children) == 1  # it was queued once
+    job.unlink()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    evaluations.catch_up()  # which no run ends by
+    assert "could not be queued: [Errno 2]" in capfd.readouterr().out
+    evaluations.close()
