@@ -18,6 +18,7 @@ from loguru import logger
 from PIL import Image
 
 from onevision.convert.exporting import export
+from onevision.data.image import ImageError, decode_image
 from onevision.errors import DataError, InputError
 from onevision.evaluation.accuracy import evaluate
 from onevision.evaluation.harness.checkpoint import OneVision
@@ -300,6 +301,12 @@ def test_a_task_that_these_models_cannot_answer_is_refused_before_any_is_asked(
     with pytest.raises(InputError, match="charxiv is scored by a judge: set OPENAI_API_KEY"):
         run_tasks(recipe, _asked(recipe, tmp_path, HELDOUT_TASK, "charxiv"), Share(), 0)
     assert not list((tmp_path / "run" / "lmms_eval").rglob("responses.*"))
+
+
+def test_half_an_image_is_none_beside_lmms_eval() -> None:
+    whole = image_bytes(64, 64)
+    with pytest.raises(ImageError, match="image_undecodable"):
+        decode_image(whole[: len(whole) // 2])
 
 
 def test_images_keep_their_pixels_on_the_way(tmp_path: Path) -> None:

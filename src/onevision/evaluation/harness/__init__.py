@@ -6,6 +6,7 @@
     keeping.py      what both share: answers are kept, questions shared among ranks, failures counted
     responses.py, answering.py       the same without lmms-eval
     generation.py   how a task wants its questions answered
+    library.py      lmms-eval, without what it changes in the whole process
     loading.py, complaints.py        tasks with their data; what their scorers say goes wrong
     tasks.py, heldout.py             task files for data on this disk; the held-out questions as a task
     published.py    figures that are known of 4B and 8B

@@ -14,6 +14,7 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
+import onevision.evaluation.harness.library  # noqa: F401  (sets back what lmms-eval changes)
 from onevision.errors import DataError, InputError
 from onevision.evaluation.harness.answering import Asked, answer_all
 from onevision.evaluation.harness.generation import Question, question_seed

@@ -15,6 +15,7 @@ import torch
 from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
 
+import onevision.evaluation.harness.library  # noqa: F401  (sets back what lmms-eval changes)
 from onevision.errors import InputError, OneVisionError, line_of
 from onevision.evaluation.harness.heldout import write_heldout
 from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, TaskRun
