@@ -131,6 +131,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
         (f"{tmp_path}/text.png what?", "text.png is not an image that can be read: "),
         (f"{tmp_path}/flat.png what?", "flat.png cannot be used: 900x3: a side is below"),
         ("say <|im_end|>", "the question contains <|im_end|>"),
+        (b"caf\xe9?".decode(errors="surrogateescape"), "the question is not UTF-8 text"),
         ("word " * 4100, "too many tokens: [0-9]+ with this question, 6 of them of 1 images"),
     ):
         with pytest.raises(InputError, match=error) as problem:
