@@ -16,7 +16,7 @@ from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 import onevision.evaluation.harness.library  # noqa: F401  (sets back what lmms-eval changes)
-from onevision.errors import InputError, OneVisionError, line_of
+from onevision.errors import InputError, line_of
 from onevision.evaluation.harness.heldout import write_heldout
 from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, TaskRun
 from onevision.evaluation.harness.published import JUDGE_KEY, JUDGED
@@ -43,7 +43,18 @@ def load_tasks(evaluation: EvaluationRecipe, asked: TaskRun) -> dict[str, Loaded
     Raises:
         InputError: one of them is not there, cannot be loaded, or asks for something else than text.
     """
-    return {task: _load(task, _files(evaluation, asked, task)) for task in asked.tasks}
+    files = {task: _files(evaluation, asked, task) for task in asked.tasks}
+    for task in asked.tasks:
+        if task in JUDGED and not os.environ.get(JUDGE_KEY):
+            raise InputError(
+                f"task {task} is scored by a judge: set {JUDGE_KEY}; without it every answer would be wrong"
+            )
+    known = _manager(None) if None in files.values() else None  # it looks through all files of lmms-eval, for seconds
+    managers: dict[str, Any] = {task: known if found is None else _manager(found) for task, found in files.items()}
+    for task, manager in managers.items():  # before data is downloaded
+        if task not in manager.all_tasks:
+            raise InputError(f"lmms-eval has no task {task}: lmms-eval --tasks list shows them all")
+    return {task: _load(task, files[task], managers[task]) for task in asked.tasks}
 
 
 def seed() -> None:
@@ -73,25 +84,23 @@ def _files(evaluation: EvaluationRecipe, asked: TaskRun, task: str) -> TaskFiles
     return write_local_task(folder, root / "cache", task, KNOWN, Path(evaluation.data))
 
 
-def _load(task: str, files: TaskFiles | None) -> Loaded:
+def _manager(files: TaskFiles | None) -> Any:
+    where = str(files.folder) if files else None
+    return TaskManager("ERROR", include_path=where, include_defaults=files is None, model_name="onevision")
+
+
+def _load(task: str, files: TaskFiles | None, manager: Any) -> Loaded:
     """Load a task and its data, as lmms-eval's own `simple_evaluate` prepares them.
 
     Raises:
         InputError: it cannot be loaded, or asks for something else than text.
     """
-    if task in JUDGED and not os.environ.get(JUDGE_KEY):
-        raise InputError(f"task {task} is scored by a judge: set {JUDGE_KEY}; without it every answer would be wrong")
     seed()
-    where = str(files.folder) if files else None
     try:
-        manager = TaskManager("ERROR", include_path=where, include_defaults=files is None, model_name="onevision")
-        if task not in manager.all_tasks:
-            raise InputError(f"lmms-eval has no task {task}: lmms-eval --tasks list shows them all")
         task_dict = get_task_dict([task], manager, "chat")
-    except OneVisionError:
-        raise
     except Exception as error:
-        raise InputError(f"task {task} cannot be loaded: {line_of(error)}") from error
+        hint = "" if files else "; lmms-eval downloads its data, evaluation.data=DIR reads a folder instead"
+        raise InputError(f"task {task} cannot be loaded: {line_of(_tried(error))}{hint}") from error
     parts = {output.task_name: output.task for output in get_task_list(task_dict)}
     for name, part in parts.items():
         if part.OUTPUT_TYPE != "generate_until":
@@ -99,3 +108,9 @@ def _load(task: str, files: TaskFiles | None) -> Loaded:
         if part.get_config("num_fewshot") is None:
             part.set_config("num_fewshot", 0)
     return Loaded(task_dict, parts, files.digests if files else {})
+
+
+def _tried(error: BaseException) -> BaseException:
+    """What went wrong in the last of several attempts: tenacity's RetryError does not say."""
+    attempt = getattr(error, "last_attempt", None)
+    return (attempt.exception() or error) if attempt is not None else error
