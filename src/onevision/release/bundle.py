@@ -172,8 +172,9 @@ def _write(plan: _Plan, key: str, work: Path, own: Path, export: Callable[[int, 
     for name, path in plan.texts.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, work / name)
+    hashed: dict[Path, str] = {}
     for data in plan.data.folders:
-        _write_data(data, work / "data" / data.name, plan.asked.shards)
+        _write_data(data, work / "data" / data.name, plan.asked.shards, hashed)
     if plan.heldout is not None:
         write_held_out(plan.heldout, work / "evaluation")
     stages, categories, notes = _write_report(plan, work)
@@ -204,13 +205,13 @@ def _write(plan: _Plan, key: str, work: Path, own: Path, export: Callable[[int, 
     return "\n".join([*lines, f"SHA-256 of {MANIFEST}: {digest}"])
 
 
-def _write_data(data: DataFolder, folder: Path, shards: str) -> None:
+def _write_data(data: DataFolder, folder: Path, shards: str, hashed: dict[Path, str]) -> None:
     folder.mkdir(parents=True)
     for name in ("step.json", "lineage.json"):
         if (data.folder / name).is_file():
             shutil.copyfile(data.folder / name, folder / name)
     if data.kind in CORPORA:
-        data.manifest = describe(data, shards)
+        data.manifest = describe(data, shards, hashed)
         write_json(folder / "manifest.json", data.manifest)
 
 

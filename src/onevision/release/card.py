@@ -32,6 +32,11 @@ def code(value: object) -> str:
     return f"`{text.replace('`', chr(39)).replace('|', '¦')}`"
 
 
+def count_of(number: int, what: str) -> str:
+    """A number of things: 1 rank, 2 ranks."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """A Markdown table of cells that are Markdown already; all columns behind the first `left` are flush right."""
     rule = [" --- " if number < left else " ---: " for number in range(len(columns))]

@@ -127,9 +127,9 @@ def _read(kind: str, folder: Path, shards: str, taken: set[str]) -> DataFolder:
     return DataFolder(name, kind, folder, fingerprint, record, shards)
 
 
-def describe(data: DataFolder, hashed: str) -> dict[str, Any]:
+def describe(data: DataFolder, hashed: str, known: dict[Path, str]) -> dict[str, Any]:
     """manifest.json of a corpus or a selection. `hashed` is one of `SHARDS`: whether tar files are read for their
-    SHA-256.
+    SHA-256; those of `known` are not read again, and it takes the others (a selection has the shards of its corpus).
 
     Raises:
         InputError, DataError: the index is not readable, or a shard that is to be read is not there.
@@ -158,7 +158,7 @@ def describe(data: DataFolder, hashed: str) -> dict[str, Any]:
         "min_pixels": index.min_pixels,
         "max_pixels": index.max_pixels,
         "shard_folder": data.shards or shown(index.shard_path),
-        "shards": _shards(index, data.shards, hashed),
+        "shards": _shards(index, data.shards, hashed, known),
     }
 
 
@@ -178,7 +178,7 @@ def _pairs(index: CorpusIndex) -> dict[str, dict[str, int]]:
     return dict(found)
 
 
-def _shards(index: CorpusIndex, elsewhere: str, hashed: str) -> list[dict[str, Any]]:
+def _shards(index: CorpusIndex, elsewhere: str, hashed: str, known: dict[Path, str]) -> list[dict[str, Any]]:
     states = [xxhash.xxh3_128() for _ in index.shards]
     samples = np.zeros(len(index.shards), np.int64)
     for shard, content in zip(index.shard.pieces, index.content_hash.pieces, strict=True):
@@ -191,16 +191,17 @@ def _shards(index: CorpusIndex, elsewhere: str, hashed: str) -> list[dict[str, A
     local = "://" not in elsewhere
     if hashed == "yes" and not local:
         raise InputError(f"shards=yes reads tar files on this disk, and those of {index.path} lie at {elsewhere}")
-    digests: dict[str, str | OSError] = {}
     if local and (hashed == "yes" or (hashed == "auto" and sum(sizes.values()) <= AUTO_BYTES)):
-        digests = sha256_all(folder, sizes, "shards")
+        new = {name: size for name, size in sizes.items() if (folder / name).resolve() not in known}
+        for name, digest in (sha256_all(folder, new, "shards") if new else {}).items():
+            if isinstance(digest, OSError):
+                raise DataError(f"{folder / name} cannot be read: {digest.strerror or digest}; shards=no leaves it out")
+            known[(folder / name).resolve()] = digest
     rows = []
     for number, (name, size) in enumerate(sizes.items()):
-        digest = digests.get(name)
-        if isinstance(digest, OSError):
-            raise DataError(f"{folder / name} cannot be read: {digest.strerror or digest}; shards=no leaves it out")
+        found = known.get((folder / name).resolve()) if local and hashed != "no" else None
         rows.append(
             {"name": name, "bytes": size, "samples": int(samples[number]), "content": states[number].hexdigest()}
-            | ({"sha256": digest} if digest else {})
+            | ({"sha256": found} if found else {})
         )
     return rows

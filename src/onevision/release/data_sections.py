@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from onevision.release.card import NOT_RECORDED, cell, code, table
+from onevision.files import read_json
+from onevision.release.card import NOT_RECORDED, cell, code, count_of, table
 from onevision.release.chain import Chain, ChainRun
 from onevision.release.data import DataFolder
 from onevision.release.evaluations import HeldOut
@@ -58,7 +60,7 @@ def _corpus(data: DataFolder) -> str:
         + (f" ({rejects})" if rejects else "")
         + ".",
         f"Languages: {_listed(found['languages'])}. Categories: {_listed(found['categories'])}.",
-        f"{len(found['shards']):,} shards of {size:,} bytes, with "
+        f"{count_of(len(found['shards']), 'shard')} of {size:,} bytes, with "
         + ("the SHA-256 of each" if hashed else "a digest of the samples of each")
         + f" in `data/{data.name}/manifest.json`.",
     ]
@@ -66,8 +68,8 @@ def _corpus(data: DataFolder) -> str:
         settings, coverage = balance["settings"], balance["coverage"]
         facts.insert(
             0,
-            f"{balance['drawn']:,} of {balance['before']:,} samples were drawn, by the {cell(settings['weighting'])} of "
-            f"inverse concept frequencies and seed {settings['seed']}; they have {coverage['after']['covered']:,} of "
+            f"{balance['drawn']:,} of {balance['before']:,} samples were drawn, with `concepts.weighting` "
+            f"{code(settings['weighting'])} and seed {settings['seed']}; they have {coverage['after']['covered']:,} of "
             f"{coverage['before']['covered']:,} concepts. Left out as near duplicates: "
             f"{sum(balance['duplicates'].values()):,}.",
         )
@@ -94,8 +96,8 @@ def _packs(data: DataFolder) -> str:
     reasons = ", ".join(f"{count:,} {cell(reason)}" for reason, count in summary["overlong_by_reason"].items())
     return (
         f"{summary['samples']:,} samples in {summary['packs']:,} packs of at most "
-        f"{summary['bounds']['sequence_length']:,} tokens, {percent(summary['fill'], 2)} filled; {summary['overlong']:,} "
-        "samples were too long" + (f" ({reasons})" if reasons else "") + "."
+        f"{summary['bounds']['sequence_length']:,} tokens, {percent(summary['fill'], 2)} filled; "
+        f"{summary['overlong']:,} samples were too long" + (f" ({reasons})" if reasons else "") + "."
     )
 
 
@@ -131,9 +133,9 @@ def heldout_text(found: HeldOut | None, categories: dict[str, dict[str, Any]], f
     where = next((f"`data/{data.name}`" for data in folders if "evaluation" in data.used), NOT_RECORDED)
     return (
         f"Questions of {where} (corpus {code(inputs['corpus'])}), answered by greedy generation of at most "
-        f"{inputs['max_new_tokens']} tokens in {cell(inputs['precision'])}; right is an answer that equals the expected one "
-        "but for case, outer blanks and a final full stop. Before is the model that the chain of runs began with; chance is "
-        "the best constant answer, the most frequent one in training for the same wording.\n\n"
+        f"{inputs['max_new_tokens']} tokens in {cell(inputs['precision'])}; right is an answer that equals the right "
+        "one but for case, outer blanks and a final full stop. Before is the model that the chain of runs began with; "
+        "chance is the best constant answer, the most frequent one in training for the same wording.\n\n"
         + table(("kind", "questions", "before", "right", "chance"), rows)
     )
 
@@ -203,8 +205,8 @@ def parity_text(parity: dict[str, Any] | None) -> str:
     told = ", ".join(f"{cell(name)} {value:.1e}" for name, value in largest.items())
     missing = ", ".join(cell(name) for name in parity["not_checked"])
     return (
-        f"Largest difference of a logit from the checkpoint's, in {cell(parity['computed_in'])} (`export/parity.txt`): {told}."
-        + (f" Not checked: {missing}." if missing else "")
+        f"Largest difference of a logit from the checkpoint's, in {cell(parity['computed_in'])} (`export/parity.txt`): "
+        f"{told}." + (f" Not checked: {missing}." if missing else "")
     )
 
 
@@ -226,6 +228,11 @@ def rerun_lines(runs: Sequence[ChainRun], commit: str | None, start_record: dict
             if data.mixture:
                 lines.append(f"# the corpora and packs of the mixture of {run.name}: see Data")
             else:
+                if f"source {data.source}" not in done and _drawn(data.source):
+                    lines.append(
+                        f"make demo    # draws the records in {data.source} again, and goes on with all of this"
+                    )
+                done.add(f"source {data.source}")
                 add("corpus", run, data.corpus)
                 if data.balanced:
                     add("vocabulary", run, concepts.vocabulary)
@@ -243,6 +250,12 @@ def rerun_lines(runs: Sequence[ChainRun], commit: str | None, start_record: dict
     if last.evaluation.corpus:
         lines.append(f"{jobs} evaluate {_quoted(last.output)}")
     return lines
+
+
+def _drawn(source: str) -> bool:
+    """Whether the records of a source were drawn by the demo: the record of that step says so."""
+    record = Path(source).parent / "step.json"
+    return bool(source) and record.is_file() and read_json(record).get("step") == "demo-source"
 
 
 _SOURCES = {"qwen3": "language", "rice": "vision"}  # the settings of `import` by what its step.json calls the sources
@@ -280,9 +293,7 @@ def limitations(
     lines.append("The code beside the weights takes images and text, and no videos.")
     if found is not None:
         if found.record["inputs"]["corpus"] in trained_on:
-            lines.append(
-                "The questions of the evaluation are of a corpus that was trained on: their accuracy is no held-out one."
-            )
+            lines.append("The questions of the evaluation are of a corpus that was trained on: they are not held out.")
         scores = found.record["summary"]["categories"]
         known = {
             name: categories[name]["chance"] for name in scores if categories.get(name, {}).get("chance") is not None
@@ -291,7 +302,8 @@ def limitations(
         if low:
             lines.append(f"Not above the best constant answer: {', '.join(map(cell, low))}.")
         lines.append(
-            f"Whether settings were chosen while looking at these scores: {NOT_RECORDED}, unless the text at the top says so."
+            f"Whether settings were chosen while looking at these scores: {NOT_RECORDED}, unless the text at the top "
+            "says so."
         )
     for data in corpora:
         unknown = sum(count for name, count in data.manifest["licences"].items() if not name.strip())

@@ -24,8 +24,8 @@ class HeldOut:
 
 
 def held_out(run: Path, fingerprint: str) -> HeldOut | None:
-    """The evaluation of a checkpoint on held-out questions: in RUN/evaluation, or in another folder in the run or beside
-    it whose step.json says that it asked this checkpoint."""
+    """The evaluation of a checkpoint on held-out questions: in RUN/evaluation, or in another folder in the run or
+    beside it, whose step.json says that it asked this checkpoint."""
     for folder in (run / "evaluation", *_folders(run), *_folders(run.resolve().parent)):
         path = folder / "step.json"
         if not path.is_file() or not (folder / "answers.jsonl").is_file():

@@ -38,8 +38,8 @@ ARCHITECTURE = "llava-onevision-1.5"
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the card tells of. `stages` are those of the runs that left metrics, by name; `export` is the step.json of
-    the weights, `categories` those of summary.json, `tasks` results of lmms-eval on this checkpoint."""
+    """All that the card tells of. `stages` are those of the runs that left metrics, by name; `export` is the step.json
+    of the weights, `categories` those of summary.json, `tasks` results of lmms-eval on this checkpoint."""
 
     run_id: str
     chain: Chain
@@ -92,14 +92,13 @@ def write_card(facts: Facts) -> str:
         "environment": environment_table(facts.trained),
         "rerun_intro": (
             "In a clone of OneVision HPC, from a folder in which the paths of the recipes are right (`data.source`, "
-            "`data.tokenizer` and so on; any of them can be given as `key=value`). Data comes first, then the runs one after "
-            "the other; what is done already is skipped:"
+            "`data.tokenizer` and so on; any of them can be given as `key=value`). What is done already is skipped:"
         ),
         "rerun": rerun_lines(chain.runs, facts.commit, start_record),
         "rerun_check": (
             "The same input has the same fingerprints (`fingerprint` in `data/*/step.json`, `inputs` in "
-            "`runs/*/lineage.json`), and a run with the same seed reads the same samples at each step (`samples_digest` in "
-            "`runs/*/metrics.jsonl`)."
+            "`runs/*/lineage.json`), and a run with the same seed reads the same samples at a step (`samples_digest` "
+            "in `runs/*/metrics.jsonl`)."
         ),
         "contents": facts.contents,
         "limitations": limitations(
@@ -148,9 +147,9 @@ def _summary(facts: Facts) -> str:
     last = facts.chain.runs[-1]
     runs = " -> ".join(code(run.name) for run in facts.chain.runs)
     return (
-        f"A model of the architecture of LLaVA-OneVision-1.5 (RICE-ViT, patch-merging adapter, Qwen3), trained with OneVision "
-        f"HPC {__version__} in the runs {runs}. Run id {cell(facts.run_id)}, checkpoint {code(last.fingerprint)} of step "
-        f"{last.steps:,}."
+        "A model of the architecture of LLaVA-OneVision-1.5 (RICE-ViT, patch-merging adapter, Qwen3), trained with "
+        f"OneVision HPC {__version__} in the runs {runs}. Run id {cell(facts.run_id)}, checkpoint "
+        f"{code(last.fingerprint)} of step {last.steps:,}."
     )
 
 
@@ -158,8 +157,9 @@ def _data_intro(facts: Facts) -> str:
     if not facts.data.folders:
         return f"What was read: {NOT_RECORDED}."
     return (
-        "The data itself is not in this folder. For each folder of it, `data/NAME/step.json` is the record of the step that "
-        "made it, and for corpora `data/NAME/manifest.json` counts licences, sources and rejects and lists the shards."
+        "The data itself is not in this folder. For each folder of it, `data/NAME/step.json` is the record of the step "
+        "that made it, and for corpora `data/NAME/manifest.json` counts licences, sources and rejects, and lists the "
+        "shards."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from onevision.model.presets import PATCH_SIZE, SPATIAL_MERGE_SIZE
 from onevision.progress import duration
-from onevision.release.card import NOT_RECORDED, cell, code, table
+from onevision.release.card import NOT_RECORDED, cell, code, count_of, table
 from onevision.release.chain import ChainRun
 from onevision.report.charts import percent
 from onevision.report.curves import trained_parts
@@ -40,7 +40,10 @@ def architecture_table(content: dict[str, Any], record: dict[str, Any]) -> str:
     rows = [
         ("Preset", cell(model["name"])),
         ("Parameters", f"{summary['parameters']:,}"),
-        ("Weights", f"{cell(summary['dtype'])}, {summary['bytes']:,} bytes in {summary['shards']} safetensors files"),
+        (
+            "Weights",
+            f"{cell(summary['dtype'])}, {summary['bytes']:,} bytes in {count_of(summary['shards'], 'file')}",
+        ),
         (
             "Vision tower (RICE-ViT)",
             f"{vision['num_layers']} layers, width {vision['hidden_size']:,}, MLP {vision['ffn_hidden_size']:,}, "
@@ -53,8 +56,8 @@ def architecture_table(content: dict[str, Any], record: dict[str, Any]) -> str:
         (
             "Language model (Qwen3)",
             f"{language['num_layers']} layers, width {language['hidden_size']:,}, MLP {language['ffn_hidden_size']:,}, "
-            f"{language['num_attention_heads']} heads in {language['num_query_groups']} groups of {language['head_dim']} "
-            f"channels, {language['vocab_size']:,} tokens, rotary base {language['rotary_base']:g}, "
+            f"{language['num_attention_heads']} heads in {language['num_query_groups']} groups, {language['head_dim']} "
+            f"channels a head, {language['vocab_size']:,} tokens, rotary base {language['rotary_base']:,.0f}, "
             f"{language['max_position_embeddings']:,} positions",
         ),
         ("Pixels of an image", f"{inputs['min_pixels']:,} to {inputs['max_pixels']:,}; others are resized"),
@@ -129,7 +132,8 @@ def _epochs(one: Trained) -> str:
 
 def _learning_rate(one: Trained) -> str:
     optimizer = one.run.recipe.optimizer
-    return f"{optimizer.lr:g} to {optimizer.min_lr:g}, cosine, warm-up {percent(optimizer.warmup_fraction, 1)} of the steps"
+    warmup = percent(optimizer.warmup_fraction, 1)
+    return f"{optimizer.lr:g} to {optimizer.min_lr:g}, cosine, warm-up {warmup} of the steps"
 
 
 def _adam(one: Trained) -> str:
@@ -151,8 +155,8 @@ def _layout(one: Trained) -> str:
     if not ranks:
         return NOT_RECORDED
     return (
-        f"{ranks} ranks: tensor {parallel.tensor}, context {parallel.context}, pipeline {parallel.pipeline}, "
-        f"data {ranks // parallel.model_ranks}"
+        f"{count_of(ranks, 'rank')}: tensor {parallel.tensor}, context {parallel.context}, "
+        f"pipeline {parallel.pipeline}, data {ranks // parallel.model_ranks}"
     )
 
 
@@ -167,7 +171,7 @@ def bad_steps_text(trained: Sequence[Trained]) -> str:
     if not trained:
         return ""
     if not rows:
-        return "No step was bad (a loss or gradient that is no number, or a spike where `train.spike_factor` looks for one)."
+        return "No step was bad: no loss or gradient that is no number, and no spike where `train.spike_factor` is set."
     cells = [
         (cell(name), f"{row['step']:,}", cell(row.get("what")), cell(row.get("value")), cell(row["action"]))
         for name, row in rows[:SHOWN_BAD_STEPS]
@@ -188,8 +192,8 @@ def start_text(first: ChainRun, record: dict[str, Any] | None, complete: bool) -
     if record and record.get("step") == "import":
         sources = ", ".join(record["inputs"]["sources"])
         return (
-            f"Start: weights imported from folders in the layout of Hugging Face ({cell(sources)}); digests of their files "
-            f"are in `runs/{first.name}/step.json`. From where those came: {NOT_RECORDED}."
+            f"Start: weights imported from folders in the layout of Hugging Face ({cell(sources)}); digests of their "
+            f"files are in `runs/{first.name}/step.json`. From where those came: {NOT_RECORDED}."
         )
     return f"Start: random weights, drawn from seed {first.recipe.seed} ({name})."
 

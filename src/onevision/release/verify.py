@@ -26,7 +26,8 @@ from onevision.release.manifest import (
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found whole: files (the manifest and SHA256SUMS too), their bytes, seconds, SHA-256 of the manifest."""
+    """What was found whole: files (the manifest and SHA256SUMS too), their bytes, the seconds that reading them took,
+    and the SHA-256 of the manifest."""
 
     files: int
     bytes: int
@@ -51,12 +52,13 @@ def verify_release(folder: str | Path) -> Verified:
     problems += found.problems
     problems += _damaged(folder, entries, found)
     problems += _sums(folder, entries, manifest, found)
+    seconds = time.monotonic() - began
     if not problems:  # of damaged records it would only repeat what is known
         problems += disagreements(folder, content, {entry.path for entry in entries})
     if problems:
         count = f"{len(problems)} problem{'s' if problems[1:] else ''}"
         raise DataError(*problems, f"{folder}: {count}, it is not what its {MANIFEST} says")
-    return Verified(len(found.sizes), sum(found.sizes.values()), time.monotonic() - began, manifest)
+    return Verified(len(found.sizes), sum(found.sizes.values()), seconds, manifest)
 
 
 def _damaged(folder: Path, entries: list[Entry], found: Found) -> Iterator[str]:
