@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from onevision.errors import InputError, OneVisionError
 from onevision.files import read_record
@@ -19,9 +20,11 @@ from onevision.recipe import Recipe, recipe_from
 from onevision.release.manifest import MANIFEST
 from onevision.training.checkpoint_files import CHECKPOINT_FILE
 from onevision.training.run import changes
-from onevision.yaml_text import check_yaml, read_yaml
+from onevision.yaml_text import check_yaml, first_line, read_yaml
 
 CARD = "README.md"
+# What reading a record of another form than ours may raise.
+_NOT_OURS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 PROVENANCE = "export/step.json"
 
 
@@ -42,8 +45,10 @@ def disagreements(folder: Path, content: dict[str, Any], files: set[str]) -> lis
             problems += check()
         except OneVisionError as error:
             problems.append(str(error))
-        except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-            problems.append(f"{MANIFEST}: a record is not of the form that the suite writes: {_line(error)}")
+        except _NOT_OURS as error:
+            problems.append(
+                f"{MANIFEST}: a record is not of the form that the suite writes: {type(error).__name__} {first_line(error)}"
+            )
     return problems
 
 
@@ -92,8 +97,11 @@ def _card(bundle: _Bundle, content: dict[str, Any]) -> Iterator[str]:
     front, closed, _ = rest.partition("\n---\n")
     if not opened or not closed:
         raise InputError(f"{CARD}: has no front matter")
-    check_yaml(front)
-    said = yaml.safe_load(front)["onevision"]
+    try:
+        check_yaml(front)
+        said = yaml.safe_load(front)["onevision"]
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{CARD}: its front matter is not that of a release: {first_line(error)}") from None
     expected = {
         "run": content["run"]["id"],
         "step": content["checkpoint"]["step"],
@@ -186,7 +194,3 @@ def _evaluation(bundle: _Bundle, content: dict[str, Any]) -> Iterator[str]:
 
 def _other(name: str, what: str, said: object, expected: object) -> str:
     return f"{name}: {what} {said}, where another record has {expected}"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
