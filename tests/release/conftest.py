@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -136,8 +137,12 @@ def released(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 @pytest.fixture
 def bundle(released: Release, tmp_path: Path) -> Path:
-    """A copy of the bundle, to be damaged."""
-    return shutil.copytree(released.folder, tmp_path / "bundle")
+    """A copy of the bundle, to be damaged; its weights are hard links, not to be written to."""
+    return shutil.copytree(released.folder, tmp_path / "bundle", copy_function=_copy)
+
+
+def _copy(source: str, target: str) -> object:
+    return os.link(source, target) if source.endswith(".safetensors") else shutil.copy2(source, target)
 
 
 @pytest.fixture

@@ -46,9 +46,8 @@ def disagreements(folder: Path, content: dict[str, Any], files: set[str]) -> lis
         except OneVisionError as error:
             problems.append(str(error))
         except _NOT_OURS as error:
-            problems.append(
-                f"{MANIFEST}: a record is not of the form that the suite writes: {type(error).__name__} {first_line(error)}"
-            )
+            what = f"{type(error).__name__} {first_line(error)}"
+            problems.append(f"{MANIFEST}: a record is not of the form that the suite writes: {what}")
     return problems
 
 

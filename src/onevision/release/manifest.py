@@ -88,7 +88,7 @@ def walk(folder: Path) -> Found:
             for entry in sorted(entries, key=lambda one: one.name):
                 name = Path(entry.path).relative_to(folder).as_posix()
                 if entry.is_symlink():
-                    target = Path(entry.path).resolve()
+                    target = Path(os.path.realpath(entry.path))  # of a link to itself, which resolve() refuses, too
                     where = "within" if target.is_relative_to(root) else "out of"
                     problems.append(f"{name}: a link that leads {where} the bundle, to {Path(entry.path).readlink()}")
                 elif entry.is_dir(follow_symlinks=False):
