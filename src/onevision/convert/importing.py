@@ -15,7 +15,14 @@ from torch import Tensor
 from onevision.convert.ahead import ahead
 from onevision.convert.hf_config import check_exported, check_qwen3, check_rice
 from onevision.convert.mapping import EMBEDDING, HEAD, TensorGroup, language_groups, rice_groups, tensor_groups
-from onevision.convert.tensors import SafetensorsFolder, TensorInfo, check_shapes, require_space, write_megatron
+from onevision.convert.tensors import (
+    SafetensorsFolder,
+    TensorInfo,
+    buffer,
+    check_shapes,
+    require_space,
+    write_megatron,
+)
 from onevision.errors import InputError
 from onevision.fingerprint import Digests
 from onevision.model.adapter import PatchMerger
@@ -134,7 +141,7 @@ def _reads(
             if group.rows or len(stored) > 1:
                 tensor = group.join({name: source.read(name) for name, _ in group.sources})
             else:  # one behind the other, each read to where it belongs
-                tensor = torch.empty(group.shape, dtype=stored.pop())
+                tensor = buffer(TensorInfo(group.shape, stored.pop()))
                 places = tensor.split([shape[0] for _, shape in group.sources])
                 for (name, _), place in zip(group.sources, places, strict=True):
                     source.read(name, place)

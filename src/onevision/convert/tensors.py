@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import pickle
 import shutil
@@ -59,6 +60,17 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Size in bytes."""
         return self.numel * self.dtype.itemsize
+
+
+def buffer(info: TensorInfo) -> Tensor:
+    """A tensor in memory of its own, which the system has back at once when the tensor is gone.
+
+    The allocator of the C library keeps freed pieces of up to 32 MiB, which add up to what is read ahead.
+    """
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=info.dtype)
+    memory = mmap.mmap(-1, info.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=info.dtype).view(info.shape)
 
 
 class MegatronTensors:
@@ -258,7 +270,7 @@ class SafetensorsFolder:
             DataError: the file was shortened since it was opened.
         """
         path, begin = self._places[name]
-        tensor = torch.empty(self.info[name].shape, dtype=self.info[name].dtype) if place is None else place
+        tensor = buffer(self.info[name]) if place is None else place
         content = tensor.view(-1).view(torch.uint8).numpy()
         with path.open("rb", buffering=0) as file:
             file.seek(begin)
