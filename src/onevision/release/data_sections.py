@@ -133,8 +133,8 @@ def heldout_text(found: HeldOut | None, categories: dict[str, dict[str, Any]], f
     where = next((f"`data/{data.name}`" for data in folders if "evaluation" in data.used), NOT_RECORDED)
     return (
         f"Questions of {where} (corpus {code(inputs['corpus'])}), answered by greedy generation of at most "
-        f"{inputs['max_new_tokens']} tokens in {cell(inputs['precision'])}; right is an answer that equals the right "
-        "one but for case, outer blanks and a final full stop. Before is the model that the chain of runs began with; "
+        f"{inputs['max_new_tokens']} tokens in {cell(inputs['precision'])}; right is an answer that is the "
+        "expected one but for case, outer blanks and a final full stop. Before is the model that the chain of runs began with; "
         "chance is the best constant answer, the most frequent one in training for the same wording.\n\n"
         + table(("kind", "questions", "before", "right", "chance"), rows)
     )
@@ -222,17 +222,14 @@ def rerun_lines(runs: Sequence[ChainRun], commit: str | None, start_record: dict
             done.add(f"{job} {output}")
             lines.append(f'{jobs} {job} "$BUNDLE/runs/{run.name}/recipe.yaml"{settings}')
 
+    for source in sorted({run.recipe.data.source for run in runs if run.trained and _drawn(run.recipe.data.source)}):
+        lines.append(f"make demo    # draws the records in {source} again, and goes on with all of this")
     for run in runs:
         data, concepts = run.recipe.data, run.recipe.concepts
         if run.trained:
             if data.mixture:
                 lines.append(f"# the corpora and packs of the mixture of {run.name}: see Data")
             else:
-                if f"source {data.source}" not in done and _drawn(data.source):
-                    lines.append(
-                        f"make demo    # draws the records in {data.source} again, and goes on with all of this"
-                    )
-                done.add(f"source {data.source}")
                 add("corpus", run, data.corpus)
                 if data.balanced:
                     add("vocabulary", run, concepts.vocabulary)
