@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from onevision.convert.exporting import export
 from onevision.errors import DataError, InputError
 from onevision.files import read_json, write_json
 from onevision.fingerprint import file_digest
-from onevision.recipe import save_recipe
-from onevision.release.bundle import Release, build_release
+from onevision.recipe import Recipe, save_recipe
+from onevision.release.bundle import Asked, Release, build_release
 from onevision.release.verify import verify_release
 from onevision.training.checkpoint_files import step_folder
 from tests.forks import forked
@@ -120,6 +121,41 @@ def test_an_export_of_another_checkpoint_is_neither_used_nor_replaced(moved: Lab
         moved.asked(step=2), tmp_path / "again", lambda step, folder: (made.append(step), moved.export(step, folder))[1]
     )
     assert made == [2]
+
+
+def test_logs_of_this_command_are_no_part_of_it(moved: Lab, tmp_path: Path) -> None:
+    logs = moved.run / "log"
+    (logs / "slurm").mkdir()
+    (logs / "slurm" / "release.starts.jsonl").write_text('{"event": "start", "job_id": 7}\n')
+    for name in ("7_0_log.out", "70_0_log.out", "release.job.json", "last.job.json"):
+        (logs / "slurm" / name).write_text("{}")
+    (logs / "release-notes-20260101-000000.log").write_text("a run that is called release-notes")
+    (logs / "last-20260101-000002.log").symlink_to("last-20260101-000000.log")
+    (logs / ".last-20260101-000002").mkdir()
+    (logs / ".last-20260101-000002" / "0.json").write_text("{}")
+    (logs / "result.pkl").write_bytes(b"no text")
+    made = build_release(moved.asked(shards="no"), tmp_path / "bundle", moved.export)
+    folder = made.folder / "runs" / "last" / "log"
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "last-20260101-000000.log",
+        "release-notes-20260101-000000.log",
+        "slurm/70_0_log.out",
+        "slurm/last.job.json",
+    }
+
+
+def test_weights_that_were_only_drawn_are_released_too(lab: Lab, tmp_path: Path) -> None:
+    run = Path(lab.stage0.output)
+    made = build_release(Asked(lab.stage0, run), tmp_path / "bundle", partial(_export_of, lab.stage0, run))
+    verify_release(made.folder)
+    card = (made.folder / "README.md").read_text()
+    assert "Start: random weights, drawn from seed 1234 (`runs/start`)." in card
+    assert "What was read: not recorded." in card and "| Loss" not in card
+    assert not (made.folder / "report.html").exists() and "no report: " in made.told
+
+
+def _export_of(recipe: Recipe, run: Path, step: int, folder: Path) -> None:
+    export(step_folder(run, step), recipe.data, folder)
 
 
 def _killed(lab: Lab, output: Path) -> None:

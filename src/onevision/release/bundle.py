@@ -14,6 +14,8 @@ are made in a folder of their own first, which an interrupted command finds agai
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from typing import Any
 
 from onevision import __version__
 from onevision.convert.exporting import export_inputs
-from onevision.errors import InputError
+from onevision.errors import DataError, InputError
 from onevision.files import read_json, storage_errors, write_json, write_text
 from onevision.fingerprint import file_digest, value_digest
 from onevision.machine import commit
@@ -32,7 +34,7 @@ from onevision.release.data import DataFolder, FoundData, describe, find_data
 from onevision.release.data_sections import CORPORA
 from onevision.release.evaluations import HeldOut, held_out, task_files, write_held_out
 from onevision.release.facts import Facts, contents, write_card
-from onevision.release.manifest import FORMAT, MANIFEST, SUMS, sha256, walk, write_manifest
+from onevision.release.manifest import FORMAT, MANIFEST, SUMS, read_manifest, sha256, walk, write_manifest
 from onevision.release.personal import personal
 from onevision.release.weights import obtain, place
 from onevision.report.picture import write_loss
@@ -156,13 +158,24 @@ def _run_files(run: ChainRun) -> dict[str, Path]:
     if run.checkpoint is not None:
         found[CHECKPOINT_FILE] = run.checkpoint / CHECKPOINT_FILE
     root = run.folder / "log"
+    own = _own_logs(root)
     for path in sorted(root.rglob("*")) if root.is_dir() else ():
         name = path.relative_to(root)
         # Hidden is what a job has while it runs, and a link its log. Logs of this command would change every bundle.
-        kept = not any(part.startswith((".", "release")) for part in name.parts) and not path.is_symlink()
+        kept = not any(part.startswith(".") or own.match(part) for part in name.parts) and not path.is_symlink()
         if kept and path.suffix in LOGS and path.is_file():
             found[f"log/{name.as_posix()}"] = path
     return found
+
+
+def _own_logs(root: Path) -> re.Pattern[str]:
+    """Names of what this command leaves in the log folder of a run: here by its name, from Slurm by its jobs' ids."""
+    starts = root / "slurm" / "release.starts.jsonl"
+    lines = starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []
+    jobs = {str(json.loads(line)["job_id"]) for line in lines}
+    return re.compile(
+        "|".join([r"release-\d{8}-\d{6}", r"release\.", *(rf"{re.escape(job)}_" for job in sorted(jobs))])
+    )
 
 
 def _write(plan: _Plan, key: str, work: Path, own: Path, export: Callable[[int, Path], None]) -> str:
@@ -219,6 +232,8 @@ def _write_report(plan: _Plan, work: Path) -> tuple[dict[str, Stage], dict[str, 
     """Write report.html and summary.json; returns stages by the name of their run, categories of the summary, and what
     to tell."""
     last, first = plan.chain.runs[-1].recipe, plan.chain.runs[0]
+    if not any(run.trained for run in plan.chain.runs):
+        return {}, {}, ["no report: these weights were not trained"]
     folders = PipelineFolders(
         root=plan.asked.run,
         corpus=Path(last.data.corpus or ABSENT),
@@ -313,11 +328,14 @@ def _unchanged(output: Path, key: str) -> str | None:
     """SHA-256 of the manifest of a bundle of the same input whose files have their sizes; None for any other."""
     if not (output / MANIFEST).is_file() or not (output / SUMS).is_file():
         return None
-    content = read_json(output / MANIFEST)
+    try:
+        content, entries, problems = read_manifest(output)
+    except DataError:
+        return None
     found = walk(output)
-    listed = {row["path"]: row["bytes"] for row in content["files"]}
+    listed = {entry.path: entry.bytes for entry in entries}
     sizes = {name: size for name, size in found.sizes.items() if name not in (MANIFEST, SUMS)}
-    if content.get("key") != key or sizes != listed or found.problems:
+    if content.get("key") != key or sizes != listed or found.problems or problems:
         return None
     return sha256(output / MANIFEST)
 

@@ -84,19 +84,26 @@ def walk(folder: Path) -> Found:
     root = folder.resolve()
     waiting = [folder]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in sorted(entries, key=lambda one: one.name):
-                name = Path(entry.path).relative_to(folder).as_posix()
-                if entry.is_symlink():
-                    target = Path(os.path.realpath(entry.path))  # of a link to itself, which resolve() refuses, too
-                    where = "within" if target.is_relative_to(root) else "out of"
-                    problems.append(f"{name}: a link that leads {where} the bundle, to {Path(entry.path).readlink()}")
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    sizes[name] = entry.stat(follow_symlinks=False).st_size
-                else:
-                    problems.append(f"{name}: neither a file nor a folder")
+        inside = waiting.pop()
+        try:
+            with os.scandir(inside) as found:
+                entries = sorted(found, key=lambda one: one.name)
+        except OSError as error:
+            problems.append(f"{inside.relative_to(folder)}: cannot be read: {error.strerror}")
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            name = path.relative_to(folder).as_posix()
+            if entry.is_symlink():
+                target = Path(os.path.realpath(path))  # of a link to itself, which resolve() refuses, too
+                where = "within" if target.is_relative_to(root) else "out of"
+                problems.append(f"{name}: a link that leads {where} the bundle, to {path.readlink()}")
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                sizes[name] = entry.stat(follow_symlinks=False).st_size
+            else:
+                problems.append(f"{name}: neither a file nor a folder")
     return Found(dict(sorted(sizes.items())), problems)
 
 
