@@ -134,7 +134,7 @@ def heldout_text(found: HeldOut | None, categories: dict[str, dict[str, Any]], f
     return (
         f"Questions of {where} (corpus {code(inputs['corpus'])}), answered by greedy generation of at most "
         f"{inputs['max_new_tokens']} tokens in {cell(inputs['precision'])}; right is an answer that is the "
-        "expected one but for case, outer blanks and a final full stop. Before is the model that the chain of runs began "
+        "expected one but for case, outer blanks and a final full stop. Before is the model that these runs began "
         "with; chance is the best constant answer, the most frequent one in training for the same wording.\n\n"
         + table(("kind", "questions", "before", "right", "chance"), rows)
     )
