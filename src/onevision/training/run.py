@@ -124,9 +124,7 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
     )
 
 
-def changes(
-    before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()
-) -> list[str]:
+def changes(before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> list[str]:
     """The deciding values and inputs that are others than those of a run.json, `before`."""
     # A run of an older version has no value for a key that is newer: it ran as the key's default does.
     values = deciding_values(Recipe()) | before["values"]
