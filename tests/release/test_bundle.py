@@ -171,8 +171,12 @@ def test_an_interrupted_command_goes_on(moved: Lab, tmp_path: Path) -> None:
     with forked(_killed, moved, output) as child:
         assert child.join() == -signal.SIGKILL
     assert not output.exists()
-    build_release(moved.asked(), output, never)  # the export of the first start is found
+    (weights,) = output.parent.glob(".bundle.weights/*.safetensors")
+    first = weights.stat()
+    build_release(moved.asked(), output, moved.export)
     verify_release(output)
+    found = (output / weights.name).stat()
+    assert (found.st_ino, found.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)  # it was not exported again
     assert [path.name for path in output.parent.iterdir()] == ["bundle"]
 
 

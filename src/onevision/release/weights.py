@@ -49,12 +49,12 @@ def existing(folders: Iterable[Path], content: dict[str, Any], data: DataRecipe)
 def obtain(
     folders: Iterable[Path], content: dict[str, Any], data: DataRecipe, place: Path, export: Callable[[int, Path], None]
 ) -> Weights:
-    """An existing export, or the one that `export(step, place)` makes.
+    """An existing export, or the one that `export(step, place)` makes, goes on with or finds done.
 
     Raises:
         OneVisionError: as the export.
     """
-    found = existing([*folders, place], content, data)
+    found = existing(folders, content, data)
     if found is None:
         export(content["step"], place)
         found = existing([place], content, data)
