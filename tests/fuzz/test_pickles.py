@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[2]
 # Modules that read pickles or run what they read, and where these come from.
 ALLOWED = {
     "jobs/call.py": "a call that this process has made itself, for Slurm's side of submitit",
+    "jobs/harness.py": "what a run's first rank writes to its own child, through a pipe",
     "jobs/here.py": "what the job's own processes leave in its log folder",
     "jobs/shared.py": "what the step's own ranks leave in a temporary folder of this user",
     "jobs/task.py": "a call that this process has made itself",
     "src/onevision/convert/tensors.py": "a tensor of a verified checkpoint, with weights_only=True",
+    "src/onevision/convert/consumer.py": "the modelling code beside the weights of an export that was just made",
+    "src/onevision/evaluation/harness/tasks.py": "lmms-eval's own task files, by a SafeLoader without functions",
     "src/onevision/training/local_state.py": "a node's own copy of the training state, with weights_only=True",
 }
 READERS = {"loads", "load", "Unpickler", "pickle_load", "read_pickle"}

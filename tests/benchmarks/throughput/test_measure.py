@@ -19,7 +19,7 @@ from onevision.files import read_json
 from onevision.model.device import Ranks
 from onevision.recipe import Recipe
 
-SHORT = ["data.sequence_length=256", "train.threads=1", "train.peak_tflops=0.1"]
+SHORT = ["data.packs=no/packs", "data.sequence_length=256", "train.threads=1", "train.peak_tflops=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def row(recipe: Recipe) -> dict[str, Any]:
-    settings = Settings(warmup=1, steps=3, profiled=1, data="synthetic")
+    settings = Settings(warmup=1, steps=3, profiled=1)
     return {"name": "stage1_5"} | measure_training(recipe, Ranks(), settings)
 
 
