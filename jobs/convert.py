@@ -11,6 +11,7 @@ from jobs.numbers import whole
 from jobs.place import place_of, start
 from jobs.ranks import ready_model
 from onevision.errors import DataError, InputError
+from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
 
 SOURCES = ("language", "vision", "exported")  # settings that name where weights come from
@@ -82,7 +83,8 @@ def export_here(recipe: Recipe, run: Path, step: int | None, output: Path, parit
     source = run if step is None else step_folder(run, step)
     made = export(source, recipe.data, output)
     summary, told = made.summary, f"{made.summary}"
-    if made.skipped and parity == "auto" and (output / "parity.txt").exists():
+    found = output / "parity.json"  # of this very export: a new one takes the folder's place
+    if made.skipped and parity == "auto" and found.exists() and read_json(found)["met"]:
         return f"{told}\n{(output / 'parity.txt').read_text(encoding='utf-8')}"
     if parity == "no" or (parity == "auto" and summary["parameters"] > QUICK):
         return f"{told}\nnot compared with the checkpoint in any loader; parity=yes does that"

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from jobs.ranks import ready_model
 from jobs.sites import Site
 from onevision.errors import InputError, printable
 from onevision.evaluation.harness.places import MODELS, TaskRun, awaited
+from onevision.files import read_json
 from onevision.recipe import Recipe
-from onevision.recipe_evaluation import evaluated, task_problems
-from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder, verify_sizes
+from onevision.recipe_evaluation import HELDOUT_TASK, EvaluationRecipe, evaluated, task_problems
+from onevision.training.checkpoint_files import checkpoint_steps, find, release, step_folder, verify_sizes
 
 SETTINGS = ("tasks", "step", "model", "exported", "limit")  # key=value settings that are not the recipe's
 _SECONDS = 120.0  # for queueing the last evaluations of a run that has ended
@@ -31,9 +33,40 @@ def evaluate_tasks(recipe: Recipe, run: Path, own: dict[str, str], place: Place)
     """`python -m jobs evaluate RUN tasks=…`: run the tasks here, or queue them; returns the exit code.
 
     Raises:
-        InputError: a setting is wrong, or there is no such checkpoint.
+        InputError: a setting is wrong, there is no such checkpoint, or lmms-eval is not installed.
     """
+    refuse_without_harness(place.site)
     return start(task_work(recipe, task_run(recipe, run, own), place.nodes), place)
+
+
+def harness_problems(site: Site) -> list[str]:
+    """That lmms-eval is missing, where jobs have the packages of this process: an image has its own."""
+    if site.container or importlib.util.find_spec("lmms_eval") is not None:
+        return []
+    return ["lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock"]
+
+
+def task_input_problems(evaluation: EvaluationRecipe, waits_for: Collection[str] = frozenset()) -> list[str]:
+    """Data of a recipe's tasks that is not on this disk. What earlier jobs make in `waits_for` is not looked at."""
+    named = {"evaluation.data": evaluation.data} if evaluation.tasks else {}
+    if HELDOUT_TASK in evaluation.tasks:
+        named["evaluation.corpus"] = evaluation.corpus
+    folders = [Path(folder).absolute() for folder in waits_for]
+    return [
+        f"{key}={path} is not a folder: the tasks of evaluation.tasks read it"
+        for key, path in named.items()
+        if path and not Path(path).is_dir() and not any(Path(path).absolute().is_relative_to(each) for each in folders)
+    ]
+
+
+def refuse_without_harness(site: Site) -> None:
+    """Do nothing where there is lmms-eval.
+
+    Raises:
+        InputError: there is not.
+    """
+    if problems := harness_problems(site):
+        raise InputError(*problems)
 
 
 def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
@@ -42,7 +75,9 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
     Raises:
         InputError: a setting is wrong, or there is no such checkpoint.
     """
-    tasks = tuple(name for name in own["tasks"].split(",") if name)
+    tasks = tuple(dict.fromkeys(name for name in own["tasks"].split(",") if name))
+    if not tasks:
+        raise InputError(f"tasks={own['tasks']} names no task")
     if problems := task_problems(list(tasks), recipe.evaluation.corpus):
         raise InputError("; ".join(problems))
     model = own.get("model") or MODELS[0]
@@ -52,8 +87,24 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
     if exported and not (Path(exported) / "config.json").exists():
         raise InputError(f"{exported} is not an exported folder (no config.json): run make export first, or name it")
     step = _number(own, "step")
-    _, content = find(step_folder(run, step) if step else run, verify_sizes)
-    return TaskRun(str(run), content["step"], tasks, model, exported, _number(own, "limit"))
+    if exported and (Path(exported) / "step.json").exists():  # of another's folder nothing tells the step
+        step = exported_step(Path(exported), step)
+    else:
+        _, content = find(step_folder(run, step) if step else run, verify_sizes)
+        step = content["step"]
+    return TaskRun(str(run), step, tasks, model, exported, _number(own, "limit"))
+
+
+def exported_step(folder: Path, wanted: int) -> int:
+    """The step whose weights `make export` wrote into a folder, which need not be the run's newest.
+
+    Raises:
+        InputError: it is another one than `wanted` (0: any).
+    """
+    step = int(read_json(folder / "step.json")["summary"]["step"])
+    if wanted not in (0, step):
+        raise InputError(f"{folder} has the weights of step {step}, not {wanted}: make export STEP={wanted} first")
+    return step
 
 
 def task_work(recipe: Recipe, asked: TaskRun, nodes: int) -> Work:
@@ -68,23 +119,31 @@ def tasks_here(recipe: Recipe, asked: TaskRun) -> list[dict[str, Any]]:
     Raises:
         InputError: lmms-eval is not installed.
     """
-    if importlib.util.find_spec("lmms_eval") is None:
-        raise InputError("lmms-eval is not installed: .venv/bin/python -m pip install --no-deps -r envs/eval.lock")
+    refuse_without_harness(Site(name="here"))
     ready_model()
     from onevision.evaluation.harness.run import run_tasks
     from onevision.evaluation.harness.sharing import join
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     share = join(rank, size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    return run_tasks(recipe, asked, share, int(os.environ["LOCAL_RANK"]))
+    waited = asked.model == MODELS[0] and awaited(recipe, asked.run, asked.step)
+    results = run_tasks(recipe, asked, share, int(os.environ["LOCAL_RANK"]))
+    if rank == 0 and waited:
+        release_answered(recipe, asked)
+    return results
+
+
+def release_answered(recipe: Recipe, asked: TaskRun) -> None:
+    """Let go of a checkpoint that was kept for this evaluation alone, where the run that would has ended."""
+    if (Path(asked.run) / "step.json").exists() and not awaited(recipe, asked.run, asked.step):
+        release(asked.run, asked.step, recipe.checkpoint.keep)
 
 
 def evaluate_awaited(recipe: Recipe, place: Place) -> None:
     """On this machine, after training: the tasks of every checkpoint that was kept for them."""
     for step in checkpoint_steps(recipe.output):
         if awaited(recipe, recipe.output, step):
-            asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
-            start(task_work(recipe, asked, 1), place)
+            start(_work(recipe, step), place)
 
 
 class EvaluationQueue:
@@ -99,11 +158,20 @@ class EvaluationQueue:
         """Queue it where the recipe wants this step evaluated."""
         if not evaluated(self.recipe.evaluation, step, self.recipe.train.steps):
             return
-        child = subprocess.Popen([sys.executable, "-m", "jobs.harness"], stdin=subprocess.PIPE)
-        self._children.append(child)
-        assert child.stdin is not None
-        child.stdin.write(cloudpickle.dumps((self.recipe, self.site, step)))
-        child.stdin.close()
+        try:
+            child = subprocess.Popen([sys.executable, "-m", "jobs.harness"], stdin=subprocess.PIPE)
+            self._children.append(child)
+            assert child.stdin is not None
+            with child.stdin as pipe:
+                pipe.write(cloudpickle.dumps((self.recipe, self.site, step)))
+        except OSError as error:  # no memory for a process, or it has ended already
+            print(_not_queued(str(error)), flush=True)
+
+    def catch_up(self) -> None:
+        """Queue those of checkpoints that were never queued: the job was killed, or Slurm did not answer."""
+        for step in checkpoint_steps(self.recipe.output):
+            if awaited(self.recipe, self.recipe.output, step) and not _work(self.recipe, step).records.job.exists():
+                self(step)
 
     def close(self) -> None:
         """Wait until all are queued."""
@@ -112,14 +180,22 @@ class EvaluationQueue:
                 child.wait(_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
-                print("an evaluation could not be queued: Slurm did not answer", flush=True)
+                print(_not_queued("Slurm did not answer"), flush=True)
 
 
 def queue_evaluation(recipe: Recipe, site: Site, step: int) -> None:
     """Queue the tasks of a recipe for one of its checkpoints, on one node."""
-    asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
-    work = replace(task_work(recipe, asked, 1), minutes=0)
+    work = _work(recipe, step)
     print(queued_line(work, queue(work, site), site), flush=True)
+
+
+def _work(recipe: Recipe, step: int) -> Work:
+    asked = TaskRun(recipe.output, step, tuple(recipe.evaluation.tasks))
+    return replace(task_work(recipe, asked, 1), minutes=0)
+
+
+def _not_queued(why: str) -> str:
+    return f"an evaluation could not be queued: {printable(why)}; make eval does it later"
 
 
 def _number(own: dict[str, str], key: str) -> int:
@@ -133,4 +209,4 @@ if __name__ == "__main__":
     try:
         queue_evaluation(*cloudpickle.loads(sys.stdin.buffer.read()))  # from EvaluationQueue, through a pipe
     except Exception as failure:  # submitit has errors of its own, and a run must not end by any of them
-        print(f"an evaluation could not be queued: {printable(str(failure))}; make eval does it later", flush=True)
+        print(_not_queued(str(failure)), flush=True)

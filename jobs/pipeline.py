@@ -13,7 +13,7 @@ from jobs.convert import SOURCES, export_work, import_work
 from jobs.data import corpus_work, data_ranks, pack_work, required
 from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
-from jobs.harness import evaluate_awaited
+from jobs.harness import evaluate_awaited, refuse_without_harness
 from jobs.place import Place, place_of, queued_line, start
 from jobs.sites import Site
 from jobs.train import check_training, init_work, train_work
@@ -60,13 +60,16 @@ def run(arguments: list[str]) -> int:
     for step in steps:
         if step.done:
             print(f"{step.work.name}: done already, in {step.output}")
-    steps = [step for step in steps if not step.done]
     if place.here:
+        if any(step.recipe is not None and step.recipe.evaluation.tasks for step in steps):
+            refuse_without_harness(place.site)
         for step in steps:
-            start(step.work, place)
-            if step.recipe is not None:
+            if not step.done:
+                start(step.work, place)
+            if step.recipe is not None:  # also of training that was done before: its evaluation may have failed
                 evaluate_awaited(step.recipe, place)
         return 0
+    steps = [step for step in steps if not step.done]
     refuse(steps, place)
     jobs: dict[str, int] = {}
     for step in steps:

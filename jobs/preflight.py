@@ -15,9 +15,11 @@ from typing import Any
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError, OneVisionError
+from onevision.evaluation.harness.places import awaited
 from onevision.model.layout import architecture_problems, training_problems
 from onevision.model.presets import PRESETS
 from onevision.recipe import ParallelRecipe, Recipe, layout_problems
+from onevision.recipe_evaluation import evaluated_steps
 from onevision.training.checkpoint_files import checkpoint_steps
 from onevision.training.inputs import check_inputs, input_names, input_paths
 from onevision.training.memory import MemoryEstimate, checkpoint_bytes, memory_estimate
@@ -83,7 +85,11 @@ def preflight(
         *disk_problems(recipe, size),
         *time_problems(site, minutes or site.minutes),
     ]
-    notes = [f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"]
+    waiting = len(waiting_steps(recipe))
+    notes = [
+        f"a checkpoint takes {_gb(size)}, checkpoint.keep={recipe.checkpoint.keep} are kept"
+        + (f", and up to {waiting} more until they have answered evaluation.tasks" if waiting else "")
+    ]
     if site.gpu_memory_gb and not architecture_problems(recipe, PRESETS[recipe.model.preset]):
         patches = max((packs.most_patches for packs in inputs.packs), default=None)
         estimate = memory_estimate(recipe, ranks, patches)
@@ -165,8 +171,18 @@ def run_problems(recipe: Recipe, fingerprints: dict[str, str]) -> list[str]:
     return [problem] if problem else []
 
 
+def waiting_steps(recipe: Recipe) -> list[int]:
+    """Steps of checkpoints that are there at the end of a run beside its newest `checkpoint.keep`, if no evaluation has
+    ended by then: each stays until it has answered the recipe's tasks."""
+    steps, interval, keep = recipe.train.steps, recipe.checkpoint.interval, recipe.checkpoint.keep
+    newest = [*range(interval, steps, interval), steps][-keep:]
+    asked = evaluated_steps(recipe.evaluation, steps)
+    return [step for step in asked if step not in newest and awaited(recipe, recipe.output, step)]
+
+
 def disk_problems(recipe: Recipe, size: int) -> list[str]:
-    """No room at `output` for the kept checkpoints and the one that is being written, each of `size` bytes.
+    """No room at `output` for the kept checkpoints, those that wait for their evaluation, and the one that is being
+    written, each of `size` bytes.
 
     What the run's checkpoints take already counts as room. Quotas are not seen, nor what other jobs will write.
     """
@@ -177,12 +193,17 @@ def disk_problems(recipe: Recipe, size: int) -> list[str]:
     place = run.absolute()
     while not place.exists():
         place = place.parent
-    needed, free = (keep + 1) * size - there, shutil.disk_usage(place).free
+    waiting = len(waiting_steps(recipe))
+    needed, free = (keep + waiting + 1) * size - there, shutil.disk_usage(place).free
     if needed <= free:
         return []
+    what, knobs = f"{keep} checkpoints", f"lower checkpoint.keep={keep}"
+    if waiting:
+        what += f", {waiting} that wait for their evaluation"
+        knobs += f" or raise evaluation.interval={recipe.evaluation.interval}"
     return [
-        f"output={recipe.output}: {keep} checkpoints and the next one, {_gb(size)} each, need {_gb(needed)} more and "
-        f"{_gb(free)} are free on the disk of {place}: make room, set another output, or lower checkpoint.keep={keep}"
+        f"output={recipe.output}: {what} and the next one, {_gb(size)} each, need {_gb(needed)} more and "
+        f"{_gb(free)} are free on the disk of {place}: make room, set another output, or {knobs}"
     ]
 
 

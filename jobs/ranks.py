@@ -28,6 +28,8 @@ def train_here(recipe: Recipe, site: Site | None = None) -> dict[str, Any]:
         from jobs.harness import EvaluationQueue
 
         evaluations = EvaluationQueue(recipe, site)
+        if os.environ["RANK"] == "0":
+            evaluations.catch_up()
     try:
         return _train(recipe, evaluations)
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.arguments import parse, recipe_of, run_recipe
 from jobs.cluster import Work, slurm_problems
-from jobs.harness import evaluate_awaited
+from jobs.harness import evaluate_awaited, harness_problems, refuse_without_harness, task_input_problems
 from jobs.here import launch
 from jobs.place import Place, place_of, start
 from jobs.preflight import Preflight, preflight
@@ -54,6 +54,8 @@ def run_resume(arguments: list[str]) -> int:
 def train_at(recipe: Recipe, place: Place) -> int:
     """Train a recipe at a place: refuse what cannot work, then run it here or queue it."""
     if place.here:
+        if recipe.evaluation.tasks:  # before hours of training, not after them
+            refuse_without_harness(place.site)
         train_stage(recipe, place.ranks)
         evaluate_awaited(recipe, place)
         return 0
@@ -68,7 +70,10 @@ def check_training(recipe: Recipe, place: Place, waits_for: Collection[str] = fr
     """All that stands against queueing a training job, Slurm's own objections among it."""
     check = preflight(recipe, place.site, place.nodes, place.minutes, waits_for)
     work = replace(train_work(recipe, place.nodes), minutes=place.minutes)
-    return replace(check, problems=[*check.problems, *slurm_problems(work, place.site)])
+    evaluation = task_input_problems(recipe.evaluation, waits_for)
+    if recipe.evaluation.tasks:
+        evaluation += harness_problems(place.site)
+    return replace(check, problems=[*check.problems, *evaluation, *slurm_problems(work, place.site)])
 
 
 def init_work(recipe: Recipe) -> Work:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import signal
 from pathlib import Path
 
 import pytest
 
 from onevision.errors import InputError
+from onevision.files import one_at_a_time
 from onevision.steps import run_step
+from tests.forks import forked, wait_for
 
 
 def build(folder: Path) -> dict[str, int]:
@@ -32,3 +36,20 @@ def test_a_step_never_replaces_a_persons_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something that no step has made"):
         run_step("test", tmp_path / "mine", {}, build)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def _stays_within(file: Path, entered: Path) -> None:
+    with one_at_a_time(file):
+        entered.touch()
+        signal.pause()
+
+
+def test_one_process_at_a_time_is_within_and_a_killed_one_is_no_longer(tmp_path: Path) -> None:
+    file, entered = tmp_path / "new" / ".lock", tmp_path / "entered"
+    with forked(_stays_within, file, entered) as child:
+        wait_for(entered.exists)
+        with file.open("ab") as other, pytest.raises(BlockingIOError):
+            fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        child.kill()
+    with one_at_a_time(file):
+        pass

@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def line_of(error: BaseException) -> str:
+    """An exception of others as a line: its class, and the first line of what it says."""
+    return printable(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))
+
+
 class OneVisionError(Exception):
     """Base of every error that is shown as one line, without a traceback; of several problems each has its line.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -109,3 +110,12 @@ def read_record(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str,
         if not isinstance(record.get(key), kind):
             raise InputError(f"{path} was altered: its {key!r} is not what was written")
     return record
+
+
+@contextmanager
+def one_at_a_time(file: str | Path) -> Iterator[None]:
+    """Wait until no other process, on any machine that sees `file`, is within. The file stays, and holds nothing."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with Path(file).open("ab") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # given back when it is closed, also by kill -9
+        yield

@@ -31,6 +31,13 @@ def evaluated(evaluation: EvaluationRecipe, step: int, steps: int) -> bool:
     return step == steps or bool(evaluation.interval and step and step % evaluation.interval == 0)
 
 
+def evaluated_steps(evaluation: EvaluationRecipe, steps: int) -> list[int]:
+    """The steps of a run of `steps` whose checkpoints answer the recipe's tasks, oldest first."""
+    if not evaluation.tasks:
+        return []
+    return sorted({*range(evaluation.interval, steps, evaluation.interval or steps), steps} - {0})
+
+
 def task_problems(names: list[str], corpus: str) -> list[str]:
     """What is wrong with names of tasks, beside that lmms-eval may not know them."""
     problems = [

@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from jobs.chat import run as run_chat
+from onevision.chat.page import MAX_FILE_BYTES, too_large
 from onevision.errors import InputError
 from onevision.recipe import Recipe
 
@@ -86,14 +89,32 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         tab.get_by_placeholder("Ask").fill("What is shown?")
         tab.get_by_role("button", name="Ask").click()
         expect(tab.locator(".answer")).not_to_have_text("…")
+        other = browser.new_page()  # has a conversation of its own, and its turn after this one
+        other.goto(f"http://127.0.0.1:{port}/")
+        other.get_by_placeholder("Ask").fill("And here?")
+        other.get_by_role("button", name="Ask").click()
+        expect(other.locator(".facts")).to_contain_text("another page is being answered")
         tab.get_by_role("button", name="Stop").click()
         expect(tab.locator(".facts")).to_contain_text("stopped")
+        expect(other.locator(".facts")).to_contain_text("first after")
         browser.close()
     elsewhere = [url for url in asked_for if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
     assert asked_for and not elsewhere
     assert not problems
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        connection.putrequest("POST", "/")
+        connection.putheader("Content-Length", str(2 * MAX_FILE_BYTES))
+        connection.endheaders()
+        assert connection.getresponse().status == 413  # before any of it is read
     served.send_signal(signal.SIGINT)
     assert served.wait(60) == 0
+
+
+def test_no_more_is_taken_in_than_a_file() -> None:
+    assert not too_large("GET", None)
+    assert not too_large("POST", str(MAX_FILE_BYTES))
+    assert too_large("POST", str(2 * MAX_FILE_BYTES))
+    assert too_large("POST", None)  # in chunks: there is no telling how many
 
 
 def test_a_page_that_cannot_be_served_is_refused_before_the_model_is_loaded(

@@ -28,6 +28,7 @@ CAT, TWO = Path("/tmp/cat.png"), Path("/tmp/two words.JPG")
         ("compare /tmp/cat.png with '/tmp/two words.JPG' please", ("compare", CAT, "with", TWO, "please")),
         ("/tmp/cat.png same as? /tmp/cat.png", (CAT, CAT, "same as?")),
         ("~/cat.png ?", (Path.home() / "cat.png", "?")),
+        ("~nobody-here/cat.png ?", (Path("~nobody-here/cat.png"), "?")),
         ("a cat.png, and so on", ("a cat.png, and so on",)),
         ("", ()),
     ],
@@ -43,6 +44,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         (tmp_path, "is a folder"),
         (tmp_path / "none.png", "none.png does not exist"),
         (Path("/dev/zero"), "/dev/zero is not a file"),
+        (tmp_path / f"{'long' * 80}.png", "cannot be read: File name too long"),
     ):
         with pytest.raises(InputError, match=line):
             read_file(path)

@@ -8,7 +8,9 @@ import pty
 import re
 import select
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from onevision.chat.conversation import Conversation
 from onevision.chat.terminal import Stop, TerminalChat, chat, safe
 from onevision.data.template import encode_prompt
 from onevision.errors import InputError
-from onevision.evaluation.generate import Prompt, generate
+from onevision.evaluation.generate import Event, Prompt, generate
 from onevision.evaluation.sampling import Sampling
 from onevision.recipe import Recipe
 from tests.fixtures import image_bytes
@@ -66,6 +68,31 @@ def plain_answer(assistant: Assistant, conversation: Conversation, settings: Set
     return tokenizer.decode(ids)
 
 
+def test_a_full_gpu_ends_the_answer_and_not_the_chat(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(assistant)
+
+    def full(*args: Any, **settings: Any) -> Iterator[Event]:
+        yield Event(0, 5)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onevision.chat.assistant.stream", full)
+        with pytest.raises(InputError, match="no memory left on the GPU after [0-9]+ tokens of question and 1"):
+            talk("What is this?")
+    answer, _ = talk("What is this?")
+    assert answer == Talk(assistant)("What is this?")[0]  # as if nothing had been asked before
+
+
+def test_more_images_than_a_question_may_have_are_refused_when_they_come(
+    assistant: Assistant, images: dict[str, Path]
+) -> None:
+    picture = assistant.picture("plain", images["plain"].read_bytes())
+    most = assistant.model.architecture.language.max_position_embeddings
+    assistant.check_room([picture] * (most // picture.tokens - 1))
+    with pytest.raises(InputError, match=f"images have [0-9]+ tokens, and the model takes {most}"):
+        assistant.check_room([picture] * (most // picture.tokens + 1))
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_p=0.9, seed=3)])
 def test_questions_about_images_are_answered_and_remembered(
     assistant: Assistant, images: dict[str, Path], sampling: Sampling
@@ -104,6 +131,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
         (f"{tmp_path}/text.png what?", "text.png is not an image that can be read: "),
         (f"{tmp_path}/flat.png what?", "flat.png cannot be used: 900x3: a side is below"),
         ("say <|im_end|>", "the question contains <|im_end|>"),
+        (b"caf\xe9?".decode(errors="surrogateescape"), "the question is not UTF-8 text"),
         ("word " * 4100, "too many tokens: [0-9]+ with this question, 6 of them of 1 images"),
     ):
         with pytest.raises(InputError, match=error) as problem:

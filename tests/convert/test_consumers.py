@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jobs.convert import export_here
 from onevision.convert import parity
 from onevision.convert.exporting import export
 from onevision.convert.parity import CASES, OWN, Consumer, check_parity, consumer_answers, make_prompts
 from onevision.errors import DataError
+from onevision.recipe import Recipe
 from tests.convert.common import saved_run, tiny_data
 
 
@@ -80,3 +82,27 @@ def test_a_loader_that_fails_is_one_line(exported: tuple[Path, Path]) -> None:
         consumer_answers(
             Consumer("broken", "transformers", Path("/bin/false")), folder, make_prompts(1024, 5), 1, "cpu"
         )
+
+
+def test_a_folder_that_differed_is_compared_again_and_one_that_did_not_is_not(
+    exported: tuple[Path, Path], report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = exported
+    recipe = Recipe(data=tiny_data(run.parent / "tokenizer"))
+    compared: list[Path] = []
+
+    def differs(checkpoint: Path, output: Path, threads: int) -> dict[str, Any]:
+        compared.append(output)
+        return {"met": False}
+
+    monkeypatch.setattr(parity, "check_parity", differs)
+    assert "several images" in export_here(recipe, run, None, folder) and not compared
+    file = folder / parity.REPORT
+    kept = file.read_text()
+    try:
+        file.write_text(json.dumps(report | {"met": False}))
+        with pytest.raises(DataError, match="other logits than the checkpoint's"):
+            export_here(recipe, run, None, folder)
+    finally:
+        file.write_text(kept)
+    assert compared == [folder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from onevision.convert.parity import (
 )
 from onevision.convert.remote.configuration_llavaonevision1_5 import Llavaonevision1_5Config
 from onevision.convert.remote.modeling_llavaonevision1_5 import LLaVAOneVision1_5_ForConditionalGeneration
-from onevision.convert.remote.processing_llavaonevision1_5 import LlavaOnevision1_5Processor
+from onevision.convert.remote.processing_llavaonevision1_5 import LlavaOnevision1_5Processor, opaque
 from onevision.data.decode import image_patches
 from onevision.data.image import decode_image
 from onevision.data.template import encode_prompt
@@ -221,3 +223,18 @@ def test_the_processor_gives_what_training_reads(folder: Path, data: DataRecipe)
         processor(text=texts[0], images=images[:1])
     with pytest.raises(ValueError, match="takes images and text"):
         processor(text="Hello", videos=[images])
+
+
+def test_what_is_transparent_is_white_in_every_version_as_in_training() -> None:
+    image = Image.new("RGBA", (28, 28), (200, 0, 0, 0))
+    image.paste((0, 200, 0, 128), (0, 0, 14, 14))
+    palette = image.convert("P")
+    palette.info["transparency"] = palette.getpixel((20, 20))
+    for picture in (image, palette, image.convert("LA"), image.convert("RGB")):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        expected = decode_image(file.getvalue())
+        ((found,),) = opaque([[Image.open(file)]])
+        assert found.convert("RGB").tobytes() == expected.tobytes()
+    array = np.zeros((28, 28, 3), np.uint8)
+    assert opaque(array) is array

@@ -42,12 +42,19 @@ def colours(
         for i in range(20)
     ]
     write_records(root / "source", records)
-    data = {**data_values, **{name: str(root / name) for name in ("source", "corpus", "packs")}}
+    data = {**data_values, "sequence_length": 256, **{name: str(root / name) for name in ("source", "corpus", "packs")}}
     stage0 = recipe_values(str(root / "stage0"), stage="stage0", data=data)
     build_corpus(stage0.data, Path(stage0.data.corpus))
     build_packs(stage0.data, Path(stage0.data.packs))
     asked = {"corpus": data["corpus"]}
-    recipe = recipe_values(str(root / "run"), init_from=stage0.output, steps=25, data=data, evaluation=asked)
+    recipe = recipe_values(
+        str(root / "run"),
+        init_from=stage0.output,
+        steps=25,
+        data=data,
+        evaluation=asked,
+        checkpoint={"interval": 25},  # each takes a second
+    )
     initialise(stage0)
     train(recipe)
     return stage0, recipe

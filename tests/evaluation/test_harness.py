@@ -14,18 +14,23 @@ import pytest
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: pip install --no-deps -r envs/eval.lock")
 
+from loguru import logger
 from PIL import Image
 
 from onevision.convert.exporting import export
+from onevision.data.image import ImageError, decode_image
 from onevision.errors import DataError, InputError
 from onevision.evaluation.accuracy import evaluate
-from onevision.evaluation.harness.checkpoint import OneVision, check_greedy, cut, stop_texts
+from onevision.evaluation.harness.checkpoint import OneVision
+from onevision.evaluation.harness.generation import Question, check_beams, finished, question_seed, sampling_of
+from onevision.evaluation.harness.loading import KNOWN
 from onevision.evaluation.harness.places import MODELS, TaskRun, read_result, result_file
 from onevision.evaluation.harness.published import TASKS, beside, score
 from onevision.evaluation.harness.responses import ResponseStore
-from onevision.evaluation.harness.run import KNOWN, run_tasks
+from onevision.evaluation.harness.run import run_tasks
 from onevision.evaluation.harness.sharing import Share
 from onevision.evaluation.harness.tasks import leaves
+from onevision.evaluation.sampling import GREEDY, Sampling
 from onevision.recipe import Recipe
 from onevision.recipe_evaluation import HELDOUT_TASK
 from tests.fixtures import image_bytes
@@ -87,9 +92,15 @@ def test_the_exported_folder_answers_alike_under_the_class_of_lmms_eval(
         raise RuntimeError("out of memory")
 
     model = OneVisionExported(str(tmp_path / "export"), responses=str(tmp_path / "other"))
+    together = _drawn(model, [0, 1, 2, 3])
+    assert len(set(together)) > 1 and _drawn(model, [3, 1]) == [together[1], together[3]]
     monkeypatch.setattr(model.network, "generate", model._telling(fails))
     model.task_dict = {"task": {"test": [{}]}}
-    question = ("a", lambda doc: [{"role": "user", "content": [{"type": "text", "text": "a"}]}], {}, 0, "task", "test")
+
+    def said(doc: Any) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+
+    question = Question("a", said, {}, 0, "task", "test", 0)
     with pytest.raises(RuntimeError, match="out of memory"):  # which the class itself answers with nothing
         model.ask([question])
 
@@ -221,14 +232,81 @@ def test_the_published_tasks_are_those_of_lmms_eval() -> None:
     assert beside("scienceqa", 90.0) == {}
 
 
-def test_what_greedy_generation_cannot_do_is_refused() -> None:
-    check_greedy({"do_sample": False, "temperature": 0, "num_beams": 1})
-    with pytest.raises(InputError, match="ask for sampling"):
-        check_greedy({"do_sample": True, "temperature": 0.7})
+def _drawn(model: Any, order: list[int], seeds: int = 0) -> list[str]:
+    """Answers to four questions that are drawn, asked together in an order."""
+    settings = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 6}
+    model.task_dict = {"task": {"test": [{}] * 4}}
+
+    def said(doc: Any) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "text", "text": "Which colour?"}]}]
+
+    asked = [
+        Question("", said, settings, i, "task", "test", question_seed("task", i, seeds, "Which colour?")) for i in order
+    ]
+    answers = dict(zip(order, model.ask(asked), strict=True))
+    return [answers[i] for i in sorted(answers)]
+
+
+def test_a_drawn_answer_depends_on_its_question_alone(colours: tuple[Recipe, Recipe], tmp_path: Path) -> None:
+    recipe = colours[1]
+    model = OneVision(recipe.output, recipe=recipe, responses=str(tmp_path))
+    together = _drawn(model, [0, 1, 2, 3])
+    assert len(set(together)) > 1  # the same text, and other documents
+    assert _drawn(model, [3, 1]) == [together[1], together[3]]
+    assert _drawn(model, [0, 1, 2, 3], seeds=1) != together  # another request to the same documents
+
+
+def test_how_tokens_are_chosen_is_the_tasks_own() -> None:
+    assert sampling_of({"temperature": 0, "do_sample": True, "top_p": None}, 7) == GREEDY
+    assert sampling_of({"temperature": 0.7, "do_sample": False}, 7) == GREEDY
+    assert sampling_of({"temperature": 0.2, "top_p": 0}, 7) == GREEDY
+    assert sampling_of({"temperature": 0.7, "top_p": 0.9, "top_k": 20}, 7) == Sampling(0.7, 0.9, 20, 7)
+    with pytest.raises(InputError, match=r"top_p=1\.5 is not above 0"):
+        sampling_of({"temperature": 0.7, "top_p": 1.5}, 7)
+    with pytest.raises(InputError, match="temperature=warm is not a number"):
+        sampling_of({"temperature": "warm"}, 7)
+    check_beams({"num_beams": 1})
     with pytest.raises(InputError, match="ask for beams"):
-        check_greedy({"num_beams": 3})
-    assert stop_texts({"until": ["\n\n", "ASSISTANT:"]}) == ["ASSISTANT:"]
-    assert cut("B\n\nno ASSISTANT: more", ["ASSISTANT:"]) == "B\n\nno "
+        check_beams({"num_beams": 3})
+    assert finished(" B\n\nno ASSISTANT: more", {"until": ["\n\n", "ASSISTANT:"]}) == "B\n\nno"
+    assert finished(" B ", {}) == finished("B", {"until": "\n\n"}) == "B"
+
+
+@pytest.mark.parametrize("word", ["All 5 attempts failed", "Failed to get response"])
+def test_a_scorer_whose_judge_fails_gives_no_score(
+    colours: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    recipe = colours[1]
+    asked = _asked(recipe, tmp_path, HELDOUT_TASK, limit=3)
+
+    def judged(answer: str) -> str:  # called twice a question
+        if word.startswith("All"):
+            logger.error(f"{word}\nat the judge")
+        else:
+            print(f"{word} for prompt: T1")
+        return answer
+
+    monkeypatch.setattr("onevision.evaluation.accuracy.normalise", judged)
+    with pytest.raises(DataError, match=f"not scored: the scorer reported 6 errors, .* first: {word}"):
+        run_tasks(recipe, asked, Share(), 0)
+    result = read_result(result_file(asked.folder, HELDOUT_TASK))
+    assert result["score"] is None and result["answered"] == 3
+
+
+def test_a_task_that_these_models_cannot_answer_is_refused_before_any_is_asked(
+    colours: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = colours[1]
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="charxiv is scored by a judge: set OPENAI_API_KEY"):
+        run_tasks(recipe, _asked(recipe, tmp_path, HELDOUT_TASK, "charxiv"), Share(), 0)
+    assert not list((tmp_path / "run" / "lmms_eval").rglob("responses.*"))
+
+
+def test_half_an_image_is_none_beside_lmms_eval() -> None:
+    whole = image_bytes(64, 64)
+    with pytest.raises(ImageError, match="image_undecodable"):
+        decode_image(whole[: len(whole) // 2])
 
 
 def test_images_keep_their_pixels_on_the_way(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.preflight import partition_problems, preflight, smaller_layouts, time_problems, waiting_keys
+from jobs.preflight import partition_problems, preflight, smaller_layouts, time_problems, waiting_keys, waiting_steps
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError
+from onevision.evaluation.harness.places import MODELS, result_file, results_folder
 from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe, recipe_from
 from onevision.training.checkpoint_files import CHECKPOINT_FILE, commit, step_folder
@@ -145,6 +146,30 @@ def test_room_of_checkpoints_that_are_there_is_counted(make_recipe: MakeRecipe, 
     with there.open("wb") as file:
         file.truncate(2000 * size)  # a hole: no room is taken
     assert preflight(recipe, CPUS, nodes=1).problems == []
+
+
+def test_checkpoints_that_wait_for_their_evaluation_need_room_too(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_weights(tmp_path / "stage0")
+    asked = {"tasks": ["mmstar"], "interval": 2}
+    recipe = make_recipe(
+        steps=10, checkpoint={"interval": 1, "keep": 3}, evaluation=asked, init_from=str(tmp_path / "stage0")
+    )
+    size = checkpoint_bytes(recipe)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=7 * size - 1))
+    (problem,) = preflight(recipe, CPUS, nodes=1).problems  # steps 2, 4 and 6 beside 8, 9 and 10, and the next one
+    assert "3 checkpoints, 3 that wait for their evaluation and the next one, 29.6 MB each" in problem
+    assert problem.endswith("lower checkpoint.keep=3 or raise evaluation.interval=2")
+    answered = result_file(results_folder(recipe.output, MODELS[0], 4), "mmstar")
+    answered.parent.mkdir(parents=True)
+    answered.write_text("{}")
+    check = preflight(recipe, CPUS, nodes=1)
+    assert check.problems == []
+    assert "keep=3 are kept, and up to 2 more until they have answered evaluation.tasks" in check.text
+    assert waiting_steps(make_recipe(steps=10, evaluation=asked | {"interval": 0})) == []
+    assert waiting_steps(make_recipe(steps=10)) == []
 
 
 def test_memory_names_the_knobs_that_help(make_recipe: MakeRecipe) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,10 @@ from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import InputError
 from onevision.evaluation.generate import LENGTH, STOP, Event, Prompt, stream
 from onevision.evaluation.memory import Memory
+from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.evaluation.sampling import GREEDY, Sampling
-from onevision.model.device import Ranks, runtime_context, set_threads, start
 from onevision.model.onevision import OneVisionModel
-from onevision.model.presets import PRESETS
 from onevision.recipe import DataRecipe, Recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.parts import build_model
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,11 @@ class Settings:
 
 class Answer:
     """An answer while it is made: iterate over it for its text, piece by piece, in whole characters. Who stops before
-    its end closes the iterator."""
+    its end closes the iterator.
+
+    Raises while it is iterated over:
+        InputError: the GPU has no memory left.
+    """
 
     def __init__(self, events: Generator[Event, None, None], tokenizer: Tokenizer, prompt_tokens: int) -> None:
         self._events, self._tokenizer = events, tokenizer
@@ -69,13 +70,19 @@ class Answer:
 
     def _timed(self, events: Iterator[Event]) -> Iterator[int]:
         began = time.perf_counter()
-        for event in events:
-            self.seconds = time.perf_counter() - began
-            self.first = self.first or self.seconds
-            self.end = event.end
-            if event.token is not None:
-                self.tokens += 1
-                yield event.token
+        try:
+            for event in events:
+                self.seconds = time.perf_counter() - began
+                self.first = self.first or self.seconds
+                self.end = event.end
+                if event.token is not None:
+                    self.tokens += 1
+                    yield event.token
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"no memory left on the GPU after {self.prompt_tokens} tokens of question and {self.tokens} of answer: "
+                "/clear starts anew, a smaller data.max_pixels makes images smaller"
+            ) from None
 
     @property
     def rate(self) -> float:
@@ -103,7 +110,7 @@ class Assistant:
     def __init__(
         self, model: OneVisionModel, tokenizer: Tokenizer, data: DataRecipe, device: torch.device, label: str
     ) -> None:
-        self.model, self.tokenizer, self.data, self.label = model.eval(), tokenizer, data, label
+        self.model, self.tokenizer, self.data, self.label = model, tokenizer, data, label
         self._memory = Memory()
         self._patcher = image_patcher(data, device, model.config.params_dtype)
         self._longest = model.architecture.language.max_position_embeddings
@@ -124,6 +131,16 @@ class Assistant:
             what = "is not an image that can be read" if error.reason == "image_undecodable" else "cannot be used"
             raise InputError(f"{name} {what}: {error.detail}")
         return Picture(name, size, grid, patches)
+
+    def check_room(self, pictures: Sequence[Picture]) -> None:
+        """Refuse more images than a question may have, before they fill the memory.
+
+        Raises:
+            InputError: they have more tokens than the model takes.
+        """
+        tokens = sum(picture.tokens for picture in pictures)
+        if tokens >= self._longest:
+            raise InputError(f"{len(pictures)} images have {tokens} tokens, and the model takes {self._longest}")
 
     def answer(self, conversation: Conversation, settings: Settings) -> Answer:
         """The answer to the last message of a conversation; the model begins when it is iterated over.
@@ -167,17 +184,10 @@ def load_assistant(recipe: Recipe, run: str | Path) -> Assistant:
         DataError: the checkpoint is broken.
     """
     tokenizer = load_tokenizer(recipe.data.tokenizer)
-    folder, content = checkpoint_files.find(run)
-    checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
-    device = start(Ranks(), recipe.seed)
-    set_threads(recipe.train.threads, 1)
-    # Prompts have any number of tokens, which FP8 products do not take.
-    precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
-    with runtime_context(device):
-        whole = replace(recipe, train=replace(recipe.train, precision=precision))
-        model = build_model(whole, device, initialize=False, generates=True)
-        checkpoint.load_model(folder, content, model)
-    label = f"{folder}, step {content['step']}: {recipe.model.preset} in {precision} on {_name(device)}"
+    folder, content = find_checkpoint(recipe, run)
+    recipe = answering(recipe)
+    model, device = load_answering(recipe, folder, content)
+    label = f"{folder}, step {content['step']}: {recipe.model.preset} in {recipe.train.precision} on {_name(device)}"
     return Assistant(model, tokenizer, recipe.data, device, label)
 
 

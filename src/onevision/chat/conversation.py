@@ -37,9 +37,12 @@ class Conversation:
         """With a question of texts and pictures behind it.
 
         Raises:
-            InputError: there is no text in it, or one of the chat template's tokens.
+            InputError: there is no text in it, one of the chat template's tokens, or what is no text (bytes of a
+                terminal or a pipe that are not UTF-8).
         """
         texts = [piece for piece in content if isinstance(piece, str)]
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise InputError("the question is not UTF-8 text")
         for token in STRUCTURE_TOKENS:
             if any(token in text for text in texts):
                 raise InputError(f"the question contains {token}, which only the chat template may write")

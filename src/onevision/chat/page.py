@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import io
 import socket
 from contextlib import closing, suppress
 from importlib import util
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from onevision.chat.assistant import Answer, Assistant, Settings
 from onevision.chat.conversation import Conversation, Picture
-from onevision.errors import InputError, OneVisionError
+from onevision.data.image import decode_image
+from onevision.errors import InputError, OneVisionError, line_of
 from onevision.evaluation.sampling import Sampling
 
 if TYPE_CHECKING:
     from nicegui.events import UploadEventArguments
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 MAX_FILE_BYTES = 64 << 20
+FORM_BYTES = 1 << 16  # around a file
+THUMBNAIL = 192  # pixels of the longer side
 # Said to the browser: what is not this server's own is not loaded.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -105,12 +111,14 @@ class Page:
         content = await event.file.read()
         try:
             picture = await asyncio.to_thread(self._assistant.picture, event.file.name, content)
+            thumbnail = await asyncio.to_thread(_thumbnail, content)
+            self._assistant.check_room([*self._conversation.pictures, *self._waiting, picture])
         except OneVisionError as error:
             ui.notify(str(error), type="negative", multi_line=True)
             return
         self._waiting.append(picture)
         with self._thumbnails:
-            shown = ui.image(_data_url(content)).classes("w-24 rounded")
+            shown = ui.image(thumbnail).classes("w-24 rounded")
             shown.tooltip(f"{picture.name}, {picture.size[0]} x {picture.size[1]}, {picture.tokens} tokens")
 
     def _rejected(self) -> None:
@@ -143,11 +151,16 @@ class Page:
             with ui.chat_message().props("bg-color=grey-2").classes("self-start"), ui.column():
                 text = ui.label("…").classes("answer whitespace-pre-wrap")
                 facts = ui.label("").classes("facts text-xs text-gray-600")
+        if self._turn.locked():
+            facts.set_text("another page is being answered")
         try:
             async with self._turn:
                 await self._show(answer, text, facts)
-        finally:
             self._conversation = conversation.answered(answer.text)
+        except Exception as error:  # whatever it is, the page tells it and stays; what was said before is known still
+            text.set_text(answer.text or "(no answer)")
+            facts.set_text(f"failed, ask again: {error if isinstance(error, OneVisionError) else line_of(error)}")
+        finally:
             self._set_busy(False)
 
     async def _show(self, answer: Answer, text: Any, facts: Any) -> None:
@@ -170,12 +183,15 @@ class Page:
 def serve(assistant: Assistant, settings: Settings, host: str, port: int) -> None:
     """Serve the page until Ctrl-C."""
     from nicegui import app, ui
+    from starlette.responses import PlainTextResponse
 
     turn = asyncio.Lock()
 
     @app.middleware("http")
-    async def own_files_only(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
+    async def own_files_only(request: Request, call_next: Any) -> Response:
+        if too_large(request.method, request.headers.get("content-length")):  # the browser refuses it, others may not
+            return PlainTextResponse(f"a file may have {MAX_FILE_BYTES >> 20} MB", status_code=413)
+        response: Response = await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
@@ -192,5 +208,17 @@ def serve(assistant: Assistant, settings: Settings, host: str, port: int) -> Non
         )
 
 
-def _data_url(content: bytes) -> str:
-    return "data:;base64," + base64.b64encode(content).decode()
+def too_large(method: str, length: str | None) -> bool:
+    """Whether a request with that Content-Length is more than a file; one that does not say is."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    return length is None or not length.isdecimal() or int(length) > MAX_FILE_BYTES + FORM_BYTES
+
+
+def _thumbnail(content: bytes) -> str:
+    """An image file as the address of a small PNG, which every browser shows."""
+    image = decode_image(content)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

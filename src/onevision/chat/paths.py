@@ -53,7 +53,15 @@ def image_path(word: str) -> Path | None:
     plain = "".join(shlex.split(word))
     if plain.startswith("file://"):
         return Path(unquote(urlsplit(plain).path))
-    return Path(plain).expanduser() if plain.lower().endswith(SUFFIXES) else None
+    return at_home(plain) if plain.lower().endswith(SUFFIXES) else None
+
+
+def at_home(name: str) -> Path:
+    """A path as it is typed, with ~ for a person's own folder; that of nobody stays as it is, and does not exist."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def read_file(path: Path) -> bytes:
@@ -62,13 +70,13 @@ def read_file(path: Path) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name an image")
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
     try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name an image")
+        if not path.is_file():
+            raise InputError(f"{path} is not a file")
         return path.read_bytes()
-    except OSError as error:
+    except OSError as error:  # a folder above it that may not be entered, a name that is too long
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

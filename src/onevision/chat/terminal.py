@@ -10,7 +10,7 @@ from typing import TextIO
 
 from onevision.chat.assistant import Assistant, Settings
 from onevision.chat.conversation import Conversation, Picture
-from onevision.chat.paths import image_path, read_file, read_line
+from onevision.chat.paths import at_home, image_path, read_file, read_line
 from onevision.errors import InputError, OneVisionError
 
 HELP = """\
@@ -102,7 +102,7 @@ class TerminalChat:
             line = read_line(rest)
             others = [piece for piece in line.pieces if isinstance(piece, str)]
             # A name without an image's ending, with blanks in it or not, is a path all the same.
-            paths = line.paths if not others else [Path(rest.strip()).expanduser()]
+            paths = line.paths if not others else [at_home(rest.strip())]
             self._wait([self._load(path) for path in paths])
             return
         pictures = [*self._conversation.pictures, *self._waiting]
@@ -150,7 +150,7 @@ def chat(assistant: Assistant, settings: Settings) -> int:
             import readline  # noqa: F401  # input() then has history and keys to move with
         print(f"{assistant.label}\n/help lists what can be done.")
     code = 0
-    for line in _typed() if interactive else sys.stdin:
+    for line in _typed() if interactive else _piped():
         try:
             session.handle(line)
         except Stop:
@@ -172,6 +172,20 @@ def _typed() -> Iterator[str]:
             yield input("> ")
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D leaves.")
+        except UnicodeDecodeError:
+            print("that was not UTF-8")
         except EOFError:
             print()
             return
+
+
+def _piped() -> Iterator[str]:
+    """Lines of standard input.
+
+    Raises:
+        InputError: it is not text.
+    """
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: {error.reason}") from None

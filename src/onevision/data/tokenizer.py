@@ -43,9 +43,9 @@ class Tokenizer:
         """How many ids `encode` gives for each text."""
         return self._words.counts(texts)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of token ids, special tokens included."""
-        return self._fast.decode([int(number) for number in ids], skip_special_tokens=False)
+    def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = True) -> str:
+        """Text of token ids, with or without the special tokens among them."""
+        return self._fast.decode([int(number) for number in ids], skip_special_tokens=not special)
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of token ids as they come, in whole characters: together what `decode` gives.

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,11 @@ from onevision.data.patcher import Patcher, image_patcher
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.evaluation.generate import Prompt, generate
+from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.fingerprint import value_digest
-from onevision.model.device import Ranks, runtime_context, set_threads, start
-from onevision.model.presets import PRESETS
 from onevision.progress import Progress
 from onevision.recipe import DataRecipe, Recipe
 from onevision.steps import StepResult, run_step
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.parts import build_model
 
 
 @dataclass(frozen=True)
@@ -134,10 +131,8 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         InputError: corpus, tokenizer or checkpoint is missing or of another size.
     """
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
-    folder, content = checkpoint_files.find(checkpoint_path)
-    checkpoint_files.check_architecture(folder, content, PRESETS[recipe.model.preset])
-    # Prompts have any number of tokens, which FP8 products do not take.
-    precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
+    folder, content = find_checkpoint(recipe, checkpoint_path)
+    recipe = answering(recipe)
     inputs = {
         "checkpoint": content["fingerprint"],
         "corpus": corpus.index.fingerprint,
@@ -145,19 +140,12 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
         "max_new_tokens": recipe.evaluation.max_new_tokens,
         "pixels": [recipe.data.min_pixels, recipe.data.max_pixels],
         "decoder": recipe.data.decoder,
-        "precision": precision,
+        "precision": recipe.train.precision,
     }
 
     def build(temporary: Path) -> dict[str, Any]:
-        device = start(Ranks(), recipe.seed)
-        set_threads(recipe.train.threads, 1)
-        with runtime_context(device):
-            model = build_model(
-                replace(recipe, train=replace(recipe.train, precision=precision)), device, generates=True
-            )
-            checkpoint.load_model(folder, content, model)
+        model, device = load_answering(recipe, folder, content)
         patcher = image_patcher(recipe.data, device, model.config.params_dtype)
-        model.eval()
         asked = questions(corpus)
         prompts = (prompt(question, corpus, tokenizer, recipe.data, patcher) for question in asked)
         right: Counter[str] = Counter()
@@ -174,7 +162,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
                 batch_tokens=recipe.evaluation.batch_tokens,
             )
             for question, ids in zip(asked, answers, strict=True):
-                output_text = tokenizer.decode(ids).strip()
+                output_text = tokenizer.decode(ids, special=False).strip()
                 correct = normalise(output_text) == normalise(question.answer)
                 right[question.category] += correct
                 row = asdict(question) | {"output": output_text, "correct": correct}

@@ -97,9 +97,7 @@ def check_digest(folder: Path, content: dict[str, Any], name: str, digest: str) 
         raise DataError(f"{folder / name} was altered: its digest is not that of {CHECKPOINT_FILE}")
 
 
-def newest(
-    run: str | Path, check: Callable[[Path], dict[str, Any]] = verify
-) -> tuple[Path, dict[str, Any]] | None:
+def newest(run: str | Path, check: Callable[[Path], dict[str, Any]] = verify) -> tuple[Path, dict[str, Any]] | None:
     """Folder and content of the newest checkpoint that passes `check`; broken ones are skipped with a message."""
     for step in reversed(checkpoint_steps(run)):
         folder = step_folder(run, step)
@@ -200,6 +198,13 @@ def prune(run: str | Path, step: int, keep: int, awaited: Callable[[int], bool] 
     for old in [number for number in checkpoint_steps(run) if number <= step][:-keep]:
         if not awaited(old):
             _remove(step_folder(run, old))
+
+
+def release(run: str | Path, step: int, keep: int) -> None:
+    """Remove the checkpoint of a step that no evaluation waits for any more, unless it is one of the newest `keep`.
+    For a run that has ended: while it trains, `prune` does that."""
+    if step in checkpoint_steps(run)[:-keep]:
+        _remove(step_folder(run, step))
 
 
 def remove_leftovers(run: str | Path) -> None:

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import transformers
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 IMAGE = "<|image_pad|>"
@@ -20,6 +21,19 @@ TOKENIZING = frozenset(
     ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens")
     + ("return_attention_mask", "return_special_tokens_mask", "return_offsets_mapping")
 )
+
+
+def opaque(images: Any) -> Any:
+    """Pictures, nested in lists or not, with white behind what is transparent, as in training. transformers does so
+    since some 5.x; before, the colours that a transparent pixel hides are shown."""
+    if isinstance(images, (list, tuple)):
+        return [opaque(image) for image in images]
+    if not isinstance(images, Image.Image):
+        return images
+    if "A" not in images.getbands() and images.info.get("transparency") is None:
+        return images
+    layer = images.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
 
 
 class LlavaOnevision1_5Processor(ProcessorMixin):
@@ -64,7 +78,7 @@ class LlavaOnevision1_5Processor(ProcessorMixin):
         found: dict[str, Any] = {}
         counts: list[int] = []
         if images is not None and not (isinstance(images, (list, tuple)) and len(images) == 0):
-            found = dict(self.image_processor(images=images, return_tensors="np", **settings))
+            found = dict(self.image_processor(images=opaque(images), return_tensors="np", **settings))
             merged = self.image_processor.merge_size**2
             counts = [int(grid.prod()) // merged for grid in found["image_grid_thw"]]
         if not texts:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from onevision.errors import DataError, StorageError, printable
+from onevision.errors import DataError, StorageError, line_of
 from onevision.evaluation.harness.responses import Response, ResponseStore
 from onevision.progress import Progress
 
@@ -82,9 +82,10 @@ def _ask(batch: list[Asked[Q]], ask: Callable[[list[Q]], list[str]], retries: in
     except StorageError:
         raise
     except Exception as failure:  # whatever it is, it is this question's, and is counted
-        if len(batch) > 1:
-            return [response for entry in batch for response in _ask([entry], ask, retries)]
-        error = _line(failure)
+        error = line_of(failure)
+    # Not inside `except`: the failure's frames hold the tensors of the batch, which may be why there is no memory left.
+    if len(batch) > 1:
+        return [response for entry in batch for response in _ask([entry], ask, retries)]
     (entry,) = batch
     if retries > 0:
         (again,) = _ask(batch, ask, retries - 1)
@@ -92,8 +93,3 @@ def _ask(batch: list[Asked[Q]], ask: Callable[[list[Q]], list[str]], retries: in
             Response(again.key, again.task, again.document, again.text, again.error, again.attempts + 1, again.seconds)
         ]
     return [Response(entry.key, entry.task, entry.document, "", error, seconds=time.monotonic() - began)]
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(": ".join([type(error).__name__, *lines[:1]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,20 @@ from onevision.data.template import TEMPLATE_FINGERPRINT, encode_prompt
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import InputError
 from onevision.evaluation.generate import Prompt, generate
+from onevision.evaluation.harness.generation import (
+    SEEDS,
+    Question,
+    check_beams,
+    finished,
+    new_tokens,
+    sampling_of,
+)
 from onevision.evaluation.harness.keeping import Keeping
 from onevision.evaluation.harness.places import results_folder
 from onevision.evaluation.harness.sharing import Share
-from onevision.model.device import Ranks, runtime_context, set_threads, start
-from onevision.model.presets import PRESETS
+from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.recipe import Recipe, load_recipe
-from onevision.training import checkpoint, checkpoint_files
-from onevision.training.parts import build_model
-
-DEFAULT_NEW_TOKENS = 128  # where a task names no limit, as in lmms-eval's own class
-NO_STOP = "\n\n"  # the default of tasks; lmms-eval's own class ignores it too, so that answers are whole
+from onevision.training import checkpoint_files
 
 
 class OneVision(Keeping):
@@ -64,12 +66,9 @@ class OneVision(Keeping):
             min_pixels=int(min_pixels) or recipe.data.min_pixels,
         )
         named = checkpoint_files.step_folder(run, int(step)) if step else Path(run)
-        self.folder, content = checkpoint_files.find(named)
+        self.folder, content = find_checkpoint(recipe, named)
         self.step: int = content["step"]
-        checkpoint_files.check_architecture(self.folder, content, PRESETS[recipe.model.preset])
-        # Prompts have any number of tokens, which FP8 products do not take.
-        precision = "bf16" if recipe.train.precision == "fp8" else recipe.train.precision
-        self.recipe = replace(recipe, data=data, train=replace(recipe.train, precision=precision))
+        self.recipe = answering(replace(recipe, data=data))
         self.tokenizer = load_tokenizer(data.tokenizer)
         self.keep(
             {
@@ -80,7 +79,8 @@ class OneVision(Keeping):
                 "min_pixels": data.min_pixels,
                 "max_pixels": data.max_pixels,
                 "decoder": data.decoder,
-                "precision": precision,
+                "precision": self.recipe.train.precision,
+                "sampling": SEEDS,
             },
             responses or str(results_folder(run, "onevision", self.step)),
             batch_size=int(batch_size),
@@ -88,37 +88,42 @@ class OneVision(Keeping):
             share=share,
             marks_failures=marks_failures,
         )
-        self.device = start(Ranks(local_rank=local_rank), recipe.seed)
-        set_threads(recipe.train.threads, self.share.size)
-        with runtime_context(self.device):
-            self.network = build_model(self.recipe, self.device, generates=True)
-            checkpoint.load_model(self.folder, content, self.network)
-        self.network.eval()
+        self.network, self.device = load_answering(
+            self.recipe, self.folder, content, local_rank=local_rank, processes=self.share.size
+        )
         self.patcher = image_patcher(data, self.device, self.network.config.params_dtype)
 
-    def ask(self, questions: list[tuple[Any, ...]]) -> list[str]:
+    def check(self, generation: dict[str, Any]) -> None:
+        """Refuse generation settings that this model does not have.
+
+        Raises:
+            InputError: they ask for beams, or a value cannot work.
+        """
+        check_beams(generation)
+        sampling_of(generation, 0)
+
+    def ask(self, questions: list[Question]) -> list[str]:
         """Answer questions of the same generation settings.
 
         Raises:
-            InputError: a question is not of text and images, or asks for a way of answering that there is not.
+            InputError: a question is not of text and images, has more tokens than the model takes, or asks for a way of
+                answering that there is not.
             ImageError: an image cannot be used.
         """
-        settings = questions[0][2] or {}
-        check_greedy(settings)
-        stops = stop_texts(settings)
+        generation = questions[0].generation or {}
+        check_beams(generation)
         answers = generate(
             self.network,
             [self._prompt(question) for question in questions],
             image_pad=self.tokenizer.image_pad,
             stop_token=self.tokenizer.im_end,
-            max_new_tokens=int(settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS),
+            max_new_tokens=new_tokens(generation),
             batch_tokens=self.recipe.evaluation.batch_tokens,
         )
-        return [cut(self.tokenizer.decode(ids).strip(), stops) for ids in answers]
+        return [finished(self.tokenizer.decode(ids, special=False), generation) for ids in answers]
 
-    def _prompt(self, question: tuple[Any, ...]) -> Prompt:
-        _, doc_to_messages, _, document, task, split = question
-        chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][document]))
+    def _prompt(self, question: Question) -> Prompt:
+        chat = ChatMessages(messages=question.doc_to_messages(self._document(question)))
         messages, files = to_messages(chat)
         data = self.recipe.data
         sizes = [size for _, size in files]
@@ -126,11 +131,21 @@ class OneVision(Keeping):
         patches, errors = self.patcher.make([data for data, _ in files], sizes, grids)
         if error := next(filter(None, errors), None):
             raise error
+        ids = encode_prompt(messages, self.tokenizer, [height * width // 4 for height, width in grids])
+        longest = self.network.architecture.language.max_position_embeddings
+        if len(ids) >= longest:
+            raise InputError(f"a question of {len(ids)} tokens with {len(files)} images: the model takes {longest}")
+        generation = question.generation or {}
         return Prompt(
-            encode_prompt(messages, self.tokenizer, [height * width // 4 for height, width in grids]),
+            ids,
             patches,
             np.array([(1, height, width) for height, width in grids], np.int64).reshape(-1, 3),
+            sampling_of(generation, question.seed),
+            min(new_tokens(generation), longest - len(ids)),
         )
+
+    def _document(self, question: Question) -> Any:
+        return self.task_dict[question.task][question.split][question.document]
 
 
 def to_messages(chat: ChatMessages) -> tuple[list[Message], list[tuple[bytes, tuple[int, int]]]]:
@@ -162,29 +177,3 @@ def _file(image: Any) -> tuple[bytes, tuple[int, int]]:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=0)
     return buffer.getvalue(), image.size
-
-
-def check_greedy(settings: dict[str, Any]) -> None:
-    """Refuse what greedy generation would silently answer otherwise.
-
-    Raises:
-        InputError: the settings ask for sampling or beams.
-    """
-    if settings.get("do_sample") and (settings.get("temperature") or 0) > 0:
-        raise InputError(f"generation settings {settings} ask for sampling: this model answers greedily")
-    if (settings.get("num_beams") or 1) > 1:
-        raise InputError(f"generation settings {settings} ask for beams: this model answers greedily")
-
-
-def stop_texts(settings: dict[str, Any]) -> list[str]:
-    """Texts at which an answer ends."""
-    until = settings.get("until") or []
-    texts: Iterable[str] = [until] if isinstance(until, str) else until
-    return [text for text in texts if text and text != NO_STOP]
-
-
-def cut(answer: str, stops: list[str]) -> str:
-    """The answer up to the first of the stop texts."""
-    for stop in stops:
-        answer = answer.split(stop)[0]
-    return answer

@@ -17,12 +17,14 @@ import torch
 from lmms_eval.models.chat.llava_onevision1_5 import Llava_OneVision1_5
 
 from onevision.errors import InputError
+from onevision.evaluation.harness.generation import SEEDS, Question, finished, sampling_of
 from onevision.evaluation.harness.keeping import Keeping
 from onevision.evaluation.harness.quiet import quiet
 from onevision.evaluation.harness.sharing import Share, not_launched
 from onevision.files import read_json
 from onevision.fingerprint import file_digest
 
+NOT_ASKED = ("parity.json", "parity.txt")  # what `make export` may leave beside the weights later
 LARGE = 1 << 28  # bytes: of larger files (weights) name and size are enough, config.json and step.json tell the rest
 
 
@@ -70,7 +72,7 @@ class OneVisionExported(Keeping, Llava_OneVision1_5):
         self._generation_error: Exception | None = None
         self.network.generate = self._telling(self.network.generate)
         self.keep(
-            {"model": "onevision_exported", "folder": folder_digests(folder), **pixels},
+            {"model": "onevision_exported", "folder": folder_digests(folder), **pixels, "sampling": SEEDS},
             responses or str(folder / "lmms_eval"),
             batch_size=1,
             retries=int(retries),
@@ -83,13 +85,29 @@ class OneVisionExported(Keeping, Llava_OneVision1_5):
         """The transformers model."""
         return self._model if hasattr(self, "_model") else self.network
 
-    def ask(self, questions: list[tuple[Any, ...]]) -> list[str]:
-        """Answers by lmms-eval's class; what it caught is raised."""
+    def ask(self, questions: list[Question]) -> list[str]:
+        """Answers by lmms-eval's class; what it caught is raised.
+
+        Raises:
+            InputError: a question is not of text and images, or a generation setting cannot work.
+        """
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> str:
+        generation = dict(question.generation or {})
+        sampling = sampling_of(generation, question.seed)
+        # The class draws wherever there is a temperature, and leaves top_k to the folder, whose default is 50.
+        generation["temperature"] = sampling.temperature
+        self.network.generation_config.top_k = sampling.top_k if sampling.temperature else None
+        if sampling.temperature:
+            torch.manual_seed(sampling.seed)
         self._generation_error = None
-        found = Llava_OneVision1_5.generate_until(self, [SimpleNamespace(args=question) for question in questions])
-        if self._generation_error is not None:
-            raise self._generation_error
-        return [str(getattr(result, "text", result)) for result in found]
+        request = SimpleNamespace(args=question._replace(generation=generation)[:-1])
+        (found,) = Llava_OneVision1_5.generate_until(self, [request])
+        error, self._generation_error = self._generation_error, None  # kept, it would keep the tensors of its frames
+        if error is not None:
+            raise error
+        return finished(str(getattr(found, "text", found)), generation)
 
     def _telling(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         def told(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +133,7 @@ def images_of(conversations: list[list[dict[str, Any]]]) -> tuple[list[Any] | No
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """Digest of each file of a folder by name; of a large one its size."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    """Digest of each file that decides an answer by name; of a large one its size."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in NOT_ASKED)
     sizes = {path: path.stat().st_size for path in files}
     return {path.name: file_digest(path) if size < LARGE else f"{size} bytes" for path, size in sizes.items()}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from onevision.corpus.reader import CorpusReader
 from onevision.evaluation.accuracy import Question, questions
 from onevision.evaluation.harness.places import HELDOUT_DATA
+from onevision.files import one_at_a_time
 from onevision.steps import StepResult, run_step
 
 ROW_GROUP = 256  # questions
@@ -48,7 +49,11 @@ def write_heldout(corpus_folder: str | Path, folder: str | Path) -> StepResult:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         return {"questions": len(asked)}
 
-    return run_step("heldout-task", folder, {"corpus": corpus.index.fingerprint, "format": 1}, build)
+    folder = Path(folder)
+    with one_at_a_time(
+        folder.with_name(f".{folder.name}.lock")
+    ):  # evaluations of several checkpoints may begin at once
+        return run_step("heldout-task", folder, {"corpus": corpus.index.fingerprint, "format": 1}, build)
 
 
 def _row(question: Question, corpus: CorpusReader) -> dict[str, Any]:

@@ -14,11 +14,14 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
+import onevision.evaluation.harness.library  # noqa: F401  (sets back what lmms-eval changes)
 from onevision.errors import DataError, InputError
 from onevision.evaluation.harness.answering import Asked, answer_all
+from onevision.evaluation.harness.generation import Question, question_seed
 from onevision.evaluation.harness.responses import ResponseStore, response_key
 from onevision.evaluation.harness.sharing import Share
 from onevision.fingerprint import value_digest
+from onevision.machine import version
 
 FAILED = "[no answer: the question failed]"  # what the scorer is given for one; never scored, see `failures`
 
@@ -57,14 +60,18 @@ class Keeping(lmms):
         self.at_once, self.retries, self.marks_failures = batch_size, retries, marks_failures
         self.failures: dict[tuple[str, int], str] = {}  # error by task and document
         self.data_digests: dict[str, str] = {}  # by task, where the caller knows them
+        self.asking = ""  # what the ranks answer together now: the caller's name for it
         self.on_answers: Callable[[], None] = lambda: None  # called before the answers of a task are scored
 
-    def ask(self, questions: list[tuple[Any, ...]]) -> list[str]:
-        """Answers to questions of one task and of the same generation settings, in order.
+    def check(self, generation: dict[str, Any]) -> None:
+        """Refuse generation settings that cannot be answered: asked before any question is.
 
-        A question is what lmms-eval says of it: prompt text, doc_to_messages, generation settings, document, task,
-        split.
+        Raises:
+            InputError: they are such.
         """
+
+    def ask(self, questions: list[Question]) -> list[str]:
+        """Answers to questions of one task and of the same generation settings, in order."""
         raise NotImplementedError
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -74,7 +81,7 @@ class Keeping(lmms):
             DataError: questions failed, and nobody would know.
         """
         asked = self.answer_share(requests)
-        self.share.wait_for_others()
+        self.share.wait_for_others(self.asking)
         self.store.reload()
         texts = []
         for entry in asked:
@@ -92,28 +99,30 @@ class Keeping(lmms):
         self.on_answers()
         return texts
 
-    def answer_share(self, requests: Sequence[Instance]) -> list[Asked[tuple[Any, ...]]]:
+    def answer_share(self, requests: Sequence[Instance]) -> list[Asked[Question]]:
         """Answer this rank's share of the requests; returns all of them."""
         asked = self._asked(requests)
         mine = asked[self.share.rank :: self.share.size]
         name = asked[0].task if asked else "answers"
         answer_all(mine, self.ask, self.store, batch_size=self.at_once, retries=self.retries, name=name)
-        self.share.done()
+        self.share.done(self.asking)
         return asked
 
-    def _asked(self, requests: Sequence[Instance]) -> list[Asked[tuple[Any, ...]]]:
+    def _asked(self, requests: Sequence[Instance]) -> list[Asked[Question]]:
         asked = []
         numbers: dict[tuple[str, int], int] = {}
         digests: dict[str, str] = {}
         for request in requests:
-            prompt, _, generation, document, task, split = request.args
+            prompt, to_messages, generation, document, task, split = request.args
             if task not in digests:
                 data = self.data_digests.get(task) or str(self.task_dict[task][split]._fingerprint)
-                digests[task] = value_digest([self.settings, data])
+                digests[task] = value_digest([self.settings, data, version("lmms_eval")])
             number = numbers[task, document] = numbers.get((task, document), -1) + 1
             key = response_key(task, int(document), number, prompt, generation, digests[task])
             group = value_digest([task, generation])
-            asked.append(Asked(key, task, int(document), group, tuple(request.args)))
+            seed = question_seed(task, int(document), number, prompt)
+            question = Question(prompt, to_messages, generation, document, task, split, seed)
+            asked.append(Asked(key, task, int(document), group, question))
         return asked
 
     def clean(self) -> None:

@@ -26,6 +26,9 @@ class Published:
     note: str = ""  # why there is no figure to compare with
 
 
+# Tasks whose scorer asks a judge and, without its key, would find every answer wrong; others of that kind do not load.
+JUDGED = ("charxiv", "charxiv_val_descriptive", "charxiv_val_reasoning")
+JUDGE_KEY = "OPENAI_API_KEY"
 SERVER = "answers are written for the benchmark's own server, which scores them"
 TASKS = {
     "mmmu_val": Published(52.7, 55.4, "mmmu_acc"),

@@ -7,71 +7,64 @@ fails (no key of its judge, no data) takes no other task's result along.
 from __future__ import annotations
 
 import argparse
-import random
+import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lmms_eval.api.task
 import lmms_eval.evaluator
-import lmms_eval.tasks
 import numpy as np
 import torch
 from lmms_eval.evaluator import evaluate
-from lmms_eval.evaluator_utils import get_task_list
-from lmms_eval.tasks import TaskManager, get_task_dict
 from rich.console import Console
 from rich.table import Table
 
-from onevision.errors import DataError, InputError, OneVisionError, printable
-from onevision.evaluation.harness.heldout import write_heldout
+from onevision.errors import DataError, OneVisionError, line_of
+from onevision.evaluation.harness.complaints import complaints
 from onevision.evaluation.harness.keeping import Keeping
-from onevision.evaluation.harness.places import FOLDER, HELDOUT_DATA, MODELS, TaskRun, result_file
+from onevision.evaluation.harness.loading import Loaded, load_tasks, requests_of, seed
+from onevision.evaluation.harness.places import MODELS, TaskRun, result_file
 from onevision.evaluation.harness.published import TASKS, beside, score
 from onevision.evaluation.harness.quiet import quiet
 from onevision.evaluation.harness.sharing import Share, not_launched
-from onevision.evaluation.harness.tasks import TaskFiles, write_heldout_task, write_local_task
 from onevision.files import write_json
 from onevision.machine import commit, version
 from onevision.recipe import Recipe
-from onevision.recipe_evaluation import HELDOUT_TASK
 
-KNOWN = Path(lmms_eval.tasks.__file__).parent
 PACKAGES = ("lmms_eval", "torch", "transformers", "datasets", "tokenizers", "pillow", "numpy", "megatron-core")
 SHOWN_FAILURES = 20  # in a result file; the responses have all
 WIDTH = 110  # columns of the table
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A task as lmms-eval has loaded it: what it scores, and its parts by name."""
-
-    task_dict: dict[Any, Any]
-    parts: dict[str, Any]
 
 
 def run_tasks(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> list[dict[str, Any]]:
     """Answer and score tasks; the first rank returns their results, the others nothing.
 
     Raises:
-        InputError: there is no such task, checkpoint or folder, or its data is not there.
+        InputError: there is no such task, checkpoint or folder, its data is not there, or it asks for what the model
+            cannot do; nothing was asked then.
         DataError: more of a task's questions failed than `evaluation.max_failed`, or a task could not be scored. The
             results are written.
     """
     quiet(lmms_eval.evaluator, lmms_eval.api.task)
-    files = {task: _files(recipe, asked, task) for task in asked.tasks} if share.rank == 0 else {}
-    share.done()
-    share.wait_for_others()  # what the first rank has written is read by all
+    # What the first rank writes and downloads is read by all.
+    tasks = load_tasks(recipe.evaluation, asked) if share.rank == 0 else {}
+    share.done("loading")
+    share.wait_for_others("loading")
     if share.rank:
-        files = {task: _files(recipe, asked, task) for task in asked.tasks}
+        tasks = load_tasks(recipe.evaluation, asked)
     model = _model(recipe, asked, share, local_rank)
+    for loaded in tasks.values():
+        for name, part in loaded.parts.items():
+            model.check(part.config.generation_kwargs or {})
+            model.task_dict[name] = part.dataset
+        model.data_digests |= loaded.digests
     results = []
-    for task in asked.tasks:
+    for task, loaded in tasks.items():
         began = time.monotonic()
-        loaded = _load(task, files[task], model)
+        model.asking = task
         if share.rank:
-            model.answer_share(_requests(loaded, asked.limit))
+            _answer_share(loaded, model, asked.limit)
             continue
         result = _result(task, loaded, model, recipe, asked) | {"seconds": round(time.monotonic() - began, 1)}
         write_json(result_file(asked.folder, task), result)
@@ -80,6 +73,16 @@ def run_tasks(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> 
         show(results)
         _refuse(results, recipe.evaluation.max_failed, asked.folder)
     return results
+
+
+def _answer_share(loaded: Loaded, model: Keeping, limit: int) -> None:
+    """A rank's share of a task's questions; where a task cannot say what it asks, the first rank tells why."""
+    seed()
+    try:
+        requests = requests_of(loaded, limit)
+    except Exception:  # of the task's own functions, and the same in every rank
+        requests = []
+    model.answer_share(requests)
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -122,18 +125,6 @@ def _refuse(results: list[dict[str, Any]], max_failed: float, folder: Path) -> N
         raise DataError(*problems, f"{folder} keeps what was answered: the same command asks again what failed")
 
 
-def _files(recipe: Recipe, asked: TaskRun, task: str) -> TaskFiles | None:
-    """The task files of data on this disk; None for a task whose data lmms-eval finds by itself."""
-    root, folder = Path(asked.run) / FOLDER, asked.folder / "tasks" / task
-    evaluation = recipe.evaluation
-    if task == HELDOUT_TASK:
-        write_heldout(evaluation.corpus, (root / HELDOUT_DATA).parent)
-        return write_heldout_task(folder, root / "cache", root / HELDOUT_DATA, evaluation.max_new_tokens)
-    if not evaluation.data:
-        return None
-    return write_local_task(folder, root / "cache", task, KNOWN, Path(evaluation.data))
-
-
 def _model(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> Keeping:
     retries, data = recipe.evaluation.retries, recipe.data
     if asked.model == MODELS[1]:
@@ -165,53 +156,22 @@ def _model(recipe: Recipe, asked: TaskRun, share: Share, local_rank: int) -> Kee
     )
 
 
-def _load(task: str, files: TaskFiles | None, model: Keeping) -> Loaded:
-    """Load a task and its data, as lmms-eval's own `simple_evaluate` prepares them.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    for seed, draw in ((0, random.seed), (1234, np.random.seed), (1234, torch.manual_seed)):  # lmms-eval's own
-        draw(seed)
-    where = str(files.folder) if files else None
-    try:
-        manager = TaskManager("ERROR", include_path=where, include_defaults=files is None, model_name="onevision")
-        if task not in manager.all_tasks:
-            raise InputError(f"lmms-eval has no task {task}: lmms-eval --tasks list shows them all")
-        task_dict = get_task_dict([task], manager, "chat")
-    except OneVisionError:
-        raise
-    except Exception as error:
-        raise InputError(f"task {task} cannot be loaded: {_line(error)}") from error
-    parts = {output.task_name: output.task for output in get_task_list(task_dict)}
-    for name, part in parts.items():
-        model.task_dict[name] = part.dataset
-        if part.get_config("num_fewshot") is None:
-            part.set_config("num_fewshot", 0)
-        part.set_fewshot_seed(seed=1234)
-    if files:
-        model.data_digests |= files.digests
-    return Loaded(task_dict, parts)
-
-
-def _requests(loaded: Loaded, limit: int) -> list[Any]:
-    """All that a task asks, in the order in which `evaluate` asks it."""
-    requests = []
-    for part in loaded.parts.values():
-        part.build_all_requests(limit=limit or None, rank=0, world_size=1)
-        requests += [request for request in part.instances for _ in range(request.repeats)]
-    return requests
-
-
 def _result(task: str, loaded: Loaded, model: Keeping, recipe: Recipe, asked: TaskRun) -> dict[str, Any]:
     """Answer a task and score it."""
     model.failures = {}
-    model.on_answers = lambda: _leave_out(loaded, model.failures)
     arguments = argparse.Namespace(process_with_media=False, output_path=str(asked.folder), log_samples=False)
     metrics: dict[str, dict[str, Any]] = {}
     problem = ""
+    said: list[str] = []
+    seed()
     try:
-        with not_launched():
+        with not_launched(), complaints() as said:
+
+            def begin_scoring() -> None:
+                said.clear()  # what was said of questions is counted as their failures
+                _leave_out(loaded, model.failures)
+
+            model.on_answers = begin_scoring
             found = evaluate(
                 lm=model,
                 task_dict=loaded.task_dict,
@@ -225,8 +185,10 @@ def _result(task: str, loaded: Loaded, model: Keeping, recipe: Recipe, asked: Ta
     except OneVisionError:
         raise
     except Exception as error:  # of the task's own scorer; the answers are kept
-        problem = f"not scored: {_line(error)}"
-    reached = score(task, metrics)
+        problem = f"not scored: {line_of(error)}"
+    if said and not problem:
+        problem = f"not scored: the scorer reported {len(said)} errors, which count as wrong answers, first: {said[0]}"
+    reached = None if problem else score(task, metrics)
     if reached is None and not problem and task in TASKS:
         problem = "" if TASKS[task].note else f"no figure {TASKS[task].metric}"
     count = len({(name, request.doc_id) for name, part in loaded.parts.items() for request in part.instances})
@@ -285,10 +247,6 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in values.items():
         name = key.partition(",")[0]
-        if name not in found and isinstance(value, int | float | np.number):
+        if name not in found and isinstance(value, int | float | np.number) and math.isfinite(value):
             found[name] = float(value)
     return found
-
-
-def _line(error: BaseException) -> str:
-    return printable(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -20,18 +20,16 @@ class Share:
     rank: int = 0
     size: int = 1
     store: Any = None
-    _round: int = field(default=0, init=False)
 
-    def done(self) -> None:
-        """Tell that this rank has answered its share of a task."""
-        self._round += 1
+    def done(self, what: str) -> None:
+        """Tell that this rank has done its share of `what`, such as the questions of a task."""
         if self.store is not None:
-            self.store.set(f"{self._round}/{self.rank}", "done")
+            self.store.set(f"{what}/{self.rank}", "done")
 
-    def wait_for_others(self) -> None:
-        """Wait until every rank has told so of the same task."""
+    def wait_for_others(self, what: str) -> None:
+        """Wait until every rank has told so."""
         if self.store is not None:
-            self.store.wait([f"{self._round}/{rank}" for rank in range(self.size)], PATIENCE)
+            self.store.wait([f"{what}/{rank}" for rank in range(self.size)], PATIENCE)
 
 
 def join(rank: int, size: int, host: str, port: int) -> Share:
