@@ -34,7 +34,7 @@ space := $(subst ,, )
 # already; nothing is installed for it.
 gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildcard .venv/bin/python),$(PYTHON)),$(PYTHON))
 
-ifneq ($(filter resume eval chat report export logs samples cancel,$(MAKECMDGOALS)),)
+ifneq ($(filter resume eval chat report export release logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
 $(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
 endif
@@ -139,6 +139,12 @@ report: $(READY)  ## report.html of RUN
 export: $(READY)  ## Hugging Face directory of RUN (STEP): TO=dir, and its logits in other loaders: PARITY=yes|no
 	@$(JOBS) export $(run) $(STEP:%=step=%) $(TO:%=to=%) $(PARITY:%=parity=%) $(place) $(ARGS)
 
+release: $(READY)  ## bundle of RUN (STEP) for others: weights, recipes, lineage, data manifests, logs, model card: TO=dir
+	@$(JOBS) release $(run) $(STEP:%=step=%) $(TO:%=to=%) $(place) $(ARGS)
+
+verify-release: $(READY)  ## is the bundle DIR what its manifest says? A line for each file that is not; exit code 3
+	@$(JOBS) verify-release $(or $(DIR),$(error verify-release needs DIR=folder of a bundle))
+
 consumers: $(READY)  ## make .venv-consumers: other loaders of exported folders, from envs/consumers-*.lock
 	@bash envs/consumers.sh
 
@@ -222,6 +228,6 @@ $(READY): envs/cpu.lock envs/setup.sh pyproject.toml
 	@bash envs/setup.sh "$(PYTHON)"
 
 .PHONY: help setup demo test corpus vocabulary concepts balance concepts-report pack pack-report plan init import \
-  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check chat report export consumers export-check slurm-up slurm-down slurm-check scripts \
+  stage1 stage1_5 stage2 resume pipeline status logs samples cancel eval eval-check chat report export release verify-release consumers export-check slurm-up slurm-down slurm-check scripts \
   parallel-check fault-check cuda cuda-check gpu-check \
   bench bench-packing bench-concepts bench-data bench-generation bench-ops test-fast lint clean-demo

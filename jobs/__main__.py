@@ -46,6 +46,8 @@ JOBS = {
     "evaluate": Job("jobs.evaluate:run", "accuracy per category on held-out questions"),
     "chat": Job("jobs.chat:run", "ask a checkpoint about images, in the terminal or on a page"),
     "export": Job("jobs.convert:run_export", "a checkpoint -> a Hugging Face directory"),
+    "release": Job("jobs.release:run", "a checkpoint with all that others need to rerun and check it, hashed"),
+    "verify-release": Job("jobs.release:run_verify", "is a release what its manifest says?"),
     "report": Job("jobs.report:run", "report.html of a run folder"),
     "bench": Job("jobs.benchmark:run", "throughput of the stages of a model, beside peers: table, JSON, plot"),
     "cuda": Job("jobs.cuda:run", "compile the ops of cuda/ for the GPUs of this machine, or their twins"),

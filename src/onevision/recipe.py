@@ -134,6 +134,7 @@ class Recipe:
     """Everything that decides a result."""
 
     name: str = "run"
+    description: str = ""  # what a reader of the released model should know, in sentences: stands in its model card
     stage: str = "stage1_5"  # stage0 (import or initialise), stage1, stage1_5, stage2
     output: str = ""  # run folder
     seed: int = 1234

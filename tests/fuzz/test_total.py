@@ -13,7 +13,7 @@ CAMPAIGNS = {
     f"{module.__name__}.{name}": value
     for module in MODULES
     for name, value in vars(module).items()
-    if hasattr(value, "examples") and value.__module__ == module.__name__
+    if hasattr(value, "examples") and getattr(value, "__module__", "") == module.__name__
 }
 ERRORS = {"InputError", "DataError", "ImageError"}
 OTHERS = {"accepted", "help", "exit code 2", "no Parquet"}

@@ -93,14 +93,7 @@ def _export(
             f"{tokenizer.path} has {tokenizer.vocab_size} tokens, the model of {folder} has "
             f"{architecture.language.vocab_size}: name the tokenizer that the model was trained with"
         )
-    copied = [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()] + list(CODE)
-    inputs = {
-        "checkpoint": content["fingerprint"],
-        "copied": {path.name: file_digest(path) for path in copied},
-        "min_pixels": data.min_pixels,
-        "max_pixels": data.max_pixels,
-        "shard_bytes": shard_bytes,
-    }
+    inputs = export_inputs(content, data, shard_bytes)
 
     def build(target: Path) -> dict[str, Any]:
         for name in content["files"]:
@@ -116,11 +109,26 @@ def _export(
             for path, digest in digests.result().items():
                 check_digest(folder, content, path.name, digest)
         _write_config(target, architecture, tokenizer, data, store.info)
-        for path in copied:
+        for path in _copied(data):
             shutil.copyfile(path, target / path.name)
         return {"architecture": architecture.name, "step": content["step"], **weights}
 
     return run_step("export", output, inputs, build)
+
+
+def export_inputs(content: dict[str, Any], data: DataRecipe, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """What an export is made of, as its step.json keeps it; `content` is that of checkpoint.json."""
+    return {
+        "checkpoint": content["fingerprint"],
+        "copied": {path.name: file_digest(path) for path in _copied(data)},
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "shard_bytes": shard_bytes,
+    }
+
+
+def _copied(data: DataRecipe) -> list[Path]:
+    return [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()] + list(CODE)
 
 
 def architecture_of(values: dict[str, Any]) -> Architecture:

@@ -15,7 +15,7 @@ from onevision.report.results import PipelineFolders, Stage, read_results
 from onevision.report.summary import summarise
 from onevision.report.tables import Accuracy, accuracies
 
-WIDTH, HEIGHT, DPI = 1600, 720, 160  # pixels
+WIDTH, HEIGHT, LOSS_HEIGHT, DPI = 1600, 720, 640, 160  # pixels
 INK, SOFT, LINE, AFTER, BEFORE = "#16191f", "#59616d", "#dfe3e8", "#2257c5", "#a9b1bd"
 LEAST_WIDTH = 0.19  # of a stage's panel, as a share of all
 
@@ -33,6 +33,19 @@ def write_picture(pipeline: PipelineFolders, path: str | Path) -> Path:
     _draw_accuracy(figure, accuracies(summary["categories"]), summary["overall"])
     if results.stages:
         _draw_loss(figure, results.stages)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return Path(path)
+
+
+def write_loss(stages: list[Stage], path: str | Path) -> Path:
+    """Write the loss curves of stages, beside each other, as a PNG of 1600 x 640 pixels, and return its path.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, LOSS_HEIGHT / DPI), dpi=DPI, facecolor="white")
+    _draw_loss(figure, stages, left=0.055)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return Path(path)
@@ -73,8 +86,8 @@ def _draw_accuracy(figure: Figure, rows: list[Accuracy], overall: dict[str, floa
         figure.text(x + 0.017, 0.859, text, color=SOFT, fontsize=9)
 
 
-def _draw_loss(figure: Figure, stages: list[Stage]) -> None:
-    left, right, gap = 0.605, 0.985, 0.012
+def _draw_loss(figure: Figure, stages: list[Stage], left: float = 0.605) -> None:
+    right, gap = 0.985, 0.012
     losses = [row["loss"] for stage in stages for row in stage.rows]
     steps = [stage.rows[-1]["step"] for stage in stages]
     shares = [max(count / sum(steps), LEAST_WIDTH) for count in steps]

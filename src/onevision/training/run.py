@@ -26,6 +26,7 @@ from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 # threshold, stays in bad_steps.jsonl and in the rows of those steps.
 FREE_KEYS = (
     "name",
+    "description",
     "output",
     "parallel",
     "performance",
@@ -114,21 +115,25 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
     record = Path(recipe.output) / "run.json"
     if not record.exists():
         return None
-    before = read_record(record, values=dict, inputs=dict)
-    # A run of an older version has no value for a key that is newer: it ran as the key's default does.
-    values = deciding_values(Recipe()) | before["values"]
-    changed = [
-        f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
-        for earlier, after in [(values, deciding_values(recipe)), (before["inputs"], inputs)]
-        for key in sorted({*earlier, *after} - set(unknown))
-        if earlier.get(key) != after.get(key)
-    ]
+    changed = changes(read_record(record, values=dict, inputs=dict), recipe, inputs, unknown)
     if not changed:
         return None
     return (
         f"{recipe.output} holds a run made with other settings: {', '.join(changed)}; "
         "choose another output, or remove the folder to start over"
     )
+
+
+def changes(before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> list[str]:
+    """The deciding values and inputs that are others than those of a run.json, `before`."""
+    # A run of an older version has no value for a key that is newer: it ran as the key's default does.
+    values = deciding_values(Recipe()) | before["values"]
+    return [
+        f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
+        for earlier, after in [(values, deciding_values(recipe)), (before["inputs"], inputs)]
+        for key in sorted({*earlier, *after} - set(unknown))
+        if earlier.get(key) != after.get(key)
+    ]
 
 
 @contextmanager
