@@ -77,7 +77,7 @@ def measure(
                     model,
                     prompts,
                     image_pad=PAD,
-                    stop_token=-1,
+                    stop_tokens=(),
                     max_new_tokens=new,
                     batch_tokens=prompt * len(prompts),
                 )

@@ -61,7 +61,7 @@ def plain_answer(assistant: Assistant, conversation: Conversation, settings: Set
         assistant.model,
         [prompt],
         image_pad=tokenizer.image_pad,
-        stop_token=tokenizer.im_end,
+        stop_tokens=tokenizer.stop_tokens,
         max_new_tokens=settings.max_new_tokens,
         batch_tokens=1,
     )

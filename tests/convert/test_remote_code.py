@@ -97,6 +97,19 @@ def test_answers_without_a_cache_are_the_same(theirs: Any) -> None:
     assert torch.equal(generated(theirs, inputs), generated(theirs, inputs, use_cache=False))
 
 
+def test_a_cached_conversation_goes_on_with_another_image(theirs: Any) -> None:
+    first, second = PROMPTS["one image"][0], PROMPTS["several images"][0]
+    whole = Prompt(
+        torch.cat([first.ids, second.ids]),
+        torch.cat([first.patches, second.patches]),
+        torch.cat([first.grid_thw, second.grid_thw]),
+    )
+    with torch.no_grad():
+        cache = theirs(**alone(first), use_cache=True).past_key_values
+    inputs = alone(whole) | {name: alone(second)[name] for name in ("pixel_values", "image_grid_thw")}
+    assert torch.equal(generated(theirs, inputs, past_key_values=cache), generated(theirs, alone(whole)))
+
+
 def test_beams_of_a_batch_are_those_of_each_prompt(theirs: Any) -> None:
     """The patches of a prompt are repeated for its beams as a whole, though prompts have different many images."""
     prompts = PROMPTS["batch, padded left"]

@@ -91,7 +91,7 @@ def _alone(model: OneVisionModel, prompt: Prompt, stop: int, most: int) -> list[
 
 
 def _together(model: OneVisionModel, prompts: list[Prompt], stop: int, most: int, batch: int) -> list[list[int]]:
-    return list(generate(model, prompts, image_pad=PAD, stop_token=stop, max_new_tokens=most, batch_tokens=batch))
+    return list(generate(model, prompts, image_pad=PAD, stop_tokens=(stop,), max_new_tokens=most, batch_tokens=batch))
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -156,7 +156,7 @@ def test_tokens_come_as_they_are_chosen_and_ends_say_why(model: OneVisionModel, 
     stop = free[0][1]
     assert stop not in free[1][:2]
     room = len(prompts[0].ids) + len(prompts[1].ids)
-    events = stream(model, given(), image_pad=PAD, stop_token=stop, max_new_tokens=4, batch_tokens=room)
+    events = stream(model, given(), image_pad=PAD, stop_tokens=(stop,), max_new_tokens=4, batch_tokens=room)
     first = [next(events) for _ in range(2)]
     assert [(event.prompt, event.token, event.end) for event in first] == [(0, free[0][0], ""), (1, free[1][0], "")]
     assert taken == [0, 1, 2]  # the third waits for room
@@ -170,7 +170,7 @@ def test_tokens_come_as_they_are_chosen_and_ends_say_why(model: OneVisionModel, 
 def test_the_next_turn_goes_on_from_what_was_seen(model: OneVisionModel, prompts: list[Prompt]) -> None:
     memory = Memory()
     first, image = prompts[2], prompts[3]
-    most = {"image_pad": PAD, "stop_token": -1, "max_new_tokens": 5, "batch_tokens": 1}
+    most = {"image_pad": PAD, "stop_tokens": (), "max_new_tokens": 5, "batch_tokens": 1}
 
     def answer(prompt: Prompt) -> list[int | None]:
         return [event.token for event in stream(model, [prompt], **most, memory=memory)]

@@ -168,7 +168,7 @@ class Assistant:
             self.model,
             [prompt],
             image_pad=self.tokenizer.image_pad,
-            stop_token=self.tokenizer.im_end,
+            stop_tokens=self.tokenizer.stop_tokens,
             max_new_tokens=min(settings.max_new_tokens, room),
             batch_tokens=len(ids),
             memory=self._memory,

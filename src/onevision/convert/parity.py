@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -261,10 +262,14 @@ def check_parity(
 
     rows: list[Comparison] = []
     versions: dict[str, dict[str, str]] = {}
-    with tempfile.TemporaryDirectory(prefix=".parity-", dir=folder.parent) as name:
+    again = folder.with_name(f".{folder.name}.parity")  # beside it: as large as the weights
+    shutil.rmtree(again, ignore_errors=True)  # of a comparison that was killed
+    try:
         recipe = Recipe(model=ModelRecipe(preset=architecture.name), train=TrainRecipe(precision="fp32"))
-        import_exported(folder, Path(name) / "run", recipe)
-        found = _answers_of(*find(Path(name) / "run"), architecture, device, cases, image_token)
+        import_exported(folder, again, recipe)
+        found = _answers_of(*find(again), architecture, device, cases, image_token)
+    finally:
+        shutil.rmtree(again, ignore_errors=True)
     rows += [compare(OWN, case, found[case], expected[case]) for case in cases]
     installed, missing = consumers()
     for user in installed:

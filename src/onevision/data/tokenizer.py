@@ -28,6 +28,8 @@ class Tokenizer:
         self.vision_end = self._id("<|vision_end|>")
         self.image_pad = self._id("<|image_pad|>")
         self.endoftext = self._id("<|endoftext|>")  # pads the tail of a pack
+        # What ends an answer: the end of a turn, or, from a model that was trained on plain text before, of a document.
+        self.stop_tokens = (self.im_end, self.endoftext)
 
     def _id(self, token: str) -> int:
         number = self._fast.token_to_id(token)

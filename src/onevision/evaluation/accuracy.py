@@ -157,7 +157,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
                 model,
                 prompts,
                 image_pad=tokenizer.image_pad,
-                stop_token=tokenizer.im_end,
+                stop_tokens=tokenizer.stop_tokens,
                 max_new_tokens=recipe.evaluation.max_new_tokens,
                 batch_tokens=recipe.evaluation.batch_tokens,
             )

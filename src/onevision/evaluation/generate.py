@@ -7,7 +7,7 @@ that has ended leaves at once, and the next prompt takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,11 +58,11 @@ def generate(
     prompts: Iterable[Prompt],
     *,
     image_pad: int,
-    stop_token: int,
+    stop_tokens: Collection[int],
     max_new_tokens: int,
     batch_tokens: int,
 ) -> Iterator[list[int]]:
-    """Yield the answer to each prompt, in order, without the stop token; otherwise as `stream`."""
+    """Yield the answer to each prompt, in order, without its stop token; otherwise as `stream`."""
     answers: dict[int, list[int]] = {}
     ended: set[int] = set()
     number = 0
@@ -70,7 +70,7 @@ def generate(
         model,
         prompts,
         image_pad=image_pad,
-        stop_token=stop_token,
+        stop_tokens=stop_tokens,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
     ):
@@ -90,12 +90,13 @@ def stream(
     prompts: Iterable[Prompt],
     *,
     image_pad: int,
-    stop_token: int,
+    stop_tokens: Collection[int],
     max_new_tokens: int,
     batch_tokens: int,
     memory: Memory | None = None,
 ) -> Generator[Event, None, None]:
-    """Yield the tokens of all answers as they come, and their ends; the stop token is not among them.
+    """Yield the tokens of all answers as they come, and their ends; one of `stop_tokens` ends an answer and is no part
+    of it.
 
     Prompts are answered together up to `batch_tokens` tokens of prompts, one at least. The next one is taken from
     `prompts` when there is room for it. The model must be in evaluation mode and have `SegmentAttention`
@@ -122,7 +123,7 @@ def stream(
             for answer, token in zip(answers, _next_tokens(model, cache, answers, image_pad), strict=True):
                 answer.new = np.array([token])
                 answer.tokens.append(token)
-                if token == stop_token:
+                if token in stop_tokens:
                     answer.limit = 0
                     yield Event(answer.number, None, STOP)
                 else:

@@ -271,10 +271,14 @@ class LLaVAOneVision1_5_ForConditionalGeneration(PreTrainedModel, GenerationMixi
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in the base class; images are looked at once, then they are in the cache."""
+        """As in the base class; images are looked at once, then they are in the cache.
+
+        A cache may be that of a conversation whose next turn brings images: what is new then is more than a token.
+        """
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if cached and not kwargs.get("is_first_iteration", False):
+        new = inputs.get("input_ids")
+        if cached and (new is None or new.shape[1] == 1 or not bool((new == self.config.image_token_id).any())):
             inputs["pixel_values"] = None
         return inputs
 

@@ -116,7 +116,7 @@ class OneVision(Keeping):
             self.network,
             [self._prompt(question) for question in questions],
             image_pad=self.tokenizer.image_pad,
-            stop_token=self.tokenizer.im_end,
+            stop_tokens=self.tokenizer.stop_tokens,
             max_new_tokens=new_tokens(generation),
             batch_tokens=self.recipe.evaluation.batch_tokens,
         )

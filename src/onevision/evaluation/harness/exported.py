@@ -25,6 +25,7 @@ from onevision.files import read_json
 from onevision.fingerprint import file_digest
 
 NOT_ASKED = ("parity.json", "parity.txt")  # what `make export` may leave beside the weights later
+STEP = "step.json"
 LARGE = 1 << 28  # bytes: of larger files (weights) name and size are enough, config.json and step.json tell the rest
 
 
@@ -136,4 +137,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
     """Digest of each file that decides an answer by name; of a large one its size."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in NOT_ASKED)
     sizes = {path: path.stat().st_size for path in files}
-    return {path.name: file_digest(path) if size < LARGE else f"{size} bytes" for path, size in sizes.items()}
+    found = {path.name: file_digest(path) if size < LARGE else f"{size} bytes" for path, size in sizes.items()}
+    if STEP in found:  # it tells how long the export took, too
+        found[STEP] = read_json(folder / STEP)["key"]
+    return found
