@@ -213,11 +213,18 @@ def test_ctrl_c_in_a_terminal_stops_the_answer_and_not_the_chat(run: Recipe, ima
     ours, theirs = pty.openpty()
     shown = ""
 
-    def until(pattern: str) -> str:
+    def until(pattern: str, again: bytes = b"") -> str:
+        """Wait for what is shown. Keys are pressed `again` every ten seconds: a Ctrl-C that comes when Python has
+        written a prompt and does not wait for a line yet is seen with the next key only."""
         nonlocal shown
+        tries = 25
         while not (found := re.search(pattern, shown, re.DOTALL)):
-            assert child.alive and select.select([ours], [], [], 250)[0], (shown, child.error)
-            shown += os.read(ours, 4096).decode(errors="replace")
+            if select.select([ours], [], [], 10)[0]:
+                shown += os.read(ours, 4096).decode(errors="replace")
+            else:
+                os.write(ours, again)
+                tries -= 1
+            assert child.alive and tries, (shown, child.error)
         shown = shown[found.end() :]
         return found[0]
 
@@ -229,7 +236,7 @@ def test_ctrl_c_in_a_terminal_stops_the_answer_and_not_the_chat(run: Recipe, ima
         os.write(ours, b"\x03")
         until("[0-9]+ tokens?, [^\n]*, stopped\r?\n.*> ")
         os.write(ours, b"\x03")
-        until("/quit or Ctrl-D leaves.*> ")
+        until("/quit or Ctrl-D leaves.*> ", again=b"\x03")
         os.write(ours, b"none.png What?\n")
         until("error: none.png does not exist.*> ")
         os.write(ours, b"\x04")
