@@ -55,8 +55,8 @@ def run_export(arguments: list[str]) -> int:
 
 
 def import_work(recipe: Recipe, sources: dict[str, str]) -> Work:
-    """The import job: `sources` has language and vision, or exported."""
-    return Work("import", import_here, (recipe, sources), log_folder=Path(recipe.output) / "log")
+    """The import job: `sources` has language and vision, or exported. It logs beside the run, whose folder it makes."""
+    return Work("import", import_here, (recipe, sources), log_folder=Path(recipe.output).parent / "log")
 
 
 def export_work(recipe: Recipe, run: Path, step: int | None, output: Path, parity: str = "auto") -> Work:

@@ -119,7 +119,9 @@ def folder_facts(folder: Path) -> list[Facts]:
     jobs = [Records(path.parent, path.name.removesuffix(".job.json")) for path in _job_files(folder)]
     found = [(records, job) for records in jobs if (job := _mapping(records.job))]
     values = _mapping(folder / "run.json").get("values", {})
-    makers = [pair for pair in found if pair[1]["run"] or pair[0].name in ("init", "import")]
+    if _mapping(folder / "step.json").get("step") == "import":  # whose job logs beside the folder that it makes
+        values = {"stage": "stage0"}
+    makers = [pair for pair in found if pair[1]["run"] or pair[0].name == "init"]
     own = max(makers, key=lambda pair: pair[1]["submitted"], default=None)
     facts = []
     if values or own:

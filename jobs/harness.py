@@ -85,7 +85,9 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
         raise InputError(f"model={model} is not one of {', '.join(MODELS)}")
     exported = (own.get("exported") or str(run / "export")) if model == MODELS[1] else ""
     if exported and not (Path(exported) / "config.json").exists():
-        raise InputError(f"{exported} is not an exported folder (no config.json): run make export first, or name it")
+        raise InputError(
+            f"{exported} is not an exported folder (no config.json): run make export first, or give exported=FOLDER"
+        )
     step = _number(own, "step")
     if exported and (Path(exported) / "step.json").exists():  # of another's folder nothing tells the step
         step = exported_step(Path(exported), step)
