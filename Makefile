@@ -36,7 +36,7 @@ gpu_python = $(if $(filter file default undefined,$(origin PYTHON)),$(or $(wildc
 
 ifneq ($(filter resume eval chat report export release logs samples cancel,$(MAKECMDGOALS)),)
 ifndef RUN
-$(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(notdir $(patsubst %/,%,$(wildcard runs/*/))),nothing))
+$(error $(MAKECMDGOALS) needs RUN=name; runs/ holds: $(or $(filter-out log,$(notdir $(patsubst %/,%,$(wildcard runs/*/)))),nothing))
 endif
 endif
 

@@ -17,6 +17,7 @@ from jobs.slurm import Accounted, Queued, Slurm, SlurmError
 ROOTS = ("runs", "data")  # where runs and data jobs are looked for
 FINAL = ("done", "stop")  # decisions after which a job is not started again
 # Folders without runs in them
+_SUMS = "SHA256SUMS"
 _CLOSED = {"checkpoints", "tensorboard", "log", "evaluation", "lmms_eval", "export", "images"}
 _DEPTH = 5  # below a root
 _TAIL_BYTES = 65_536
@@ -203,7 +204,10 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
-    if "run.json" in names or (names.get("log") and (folder / "log" / "slurm").is_dir()):
+    if _SUMS in names:  # of a release bundle, with copies of the records of runs
+        return
+    imported = "step.json" in names and names.get("checkpoints", False)
+    if "run.json" in names or imported or (names.get("log") and (folder / "log" / "slurm").is_dir()):
         yield folder
     if depth and "records.jsonl" not in names:  # beside records there are their images, millions of them
         for name, is_folder in names.items():

@@ -15,9 +15,11 @@ from jobs.demo import source_work
 from jobs.evaluate import evaluate_work
 from jobs.harness import evaluate_awaited, refuse_without_harness
 from jobs.place import Place, place_of, queued_line, start
+from jobs.preflight import run_problems
 from jobs.sites import Site
 from jobs.train import check_training, init_work, train_work
 from onevision.errors import InputError
+from onevision.files import read_json
 from onevision.recipe import Recipe, load_recipe
 
 STAGES = ("stage1", "stage1_5", "stage2")
@@ -57,6 +59,7 @@ def run(arguments: list[str]) -> int:
     place = place_of(own)
     sources = {key: own[key] for key in SOURCES if key in own}
     steps = pipeline_steps(folder, overrides, sources, place.nodes, data_ranks(own), place.site)
+    refuse_others([step for step in steps if step.done], sources)
     for step in steps:
         if step.done:
             print(f"{step.work.name}: done already, in {step.output}")
@@ -116,6 +119,20 @@ def pipeline_steps(
     if last.evaluation.corpus:
         steps.append(Step(evaluate_work(last, run), run / "evaluation", (before,)))
     return steps
+
+
+def refuse_others(done: list[Step], sources: dict[str, str]) -> None:
+    """Refuse what was done with other settings than those that are asked for now.
+
+    Raises:
+        InputError: everything of that kind.
+    """
+    problems = [problem for step in done if step.recipe is not None for problem in run_problems(step.recipe, {})]
+    for step in done:
+        if sources and step.work.name == "import" and read_json(step.output / "step.json").get("step") != "import":
+            problems.append(f"{step.output} holds weights that were drawn: choose another output for those to import")
+    if problems:
+        raise InputError(*problems)
 
 
 def refuse(steps: list[Step], place: Place) -> None:

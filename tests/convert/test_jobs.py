@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.__main__ import main as job
-from jobs.facts import folder_facts
+from jobs.facts import find
 from onevision.convert.exporting import export
 from onevision.recipe import save_recipe
 from tests.convert.common import assert_equal, megatron_tensors, saved_run, tiny_data, tiny_recipe
@@ -24,8 +24,8 @@ def test_an_import_makes_the_run_folder_and_the_next_one_leaves_it(
     command = ["import", str(tmp_path / "recipe.yaml"), f"exported={folder}", f"output={run}"]
     assert job(command) == 0, capfd.readouterr().err
     assert_equal(megatron_tensors(run), megatron_tensors(trained))
-    (facts,) = folder_facts(run)
-    assert facts.is_run and facts.finished and facts.stage == "stage0"
+    (facts,) = find(run.parent)
+    assert facts.folder == run and facts.is_run and facts.finished and facts.stage == "stage0"
     made = (run / "step.json").stat().st_mtime_ns
     assert job(command) == 0, capfd.readouterr().err
     assert (run / "step.json").stat().st_mtime_ns == made

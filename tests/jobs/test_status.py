@@ -228,6 +228,8 @@ def test_runs_and_jobs_are_found_but_not_looked_for_among_images() -> None:
         make_run(Path("runs/deep/down/a") / closed / "x")
     make_run(Path("data/records/images/x"))
     Path("data/records/records.jsonl").touch()
+    make_run(Path("runs/deep/down/a/release/runs/a"))
+    Path("runs/deep/down/a/release/SHA256SUMS").touch()
     queue_job(Path("data"), "pack", 6)
     queue_job(Path("runs/deep/down/a"), "export", 8)
     queue_job(Path("runs/zero"), "init", 9)
