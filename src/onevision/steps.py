@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, read_record, storage_errors, write_json
+from onevision.files import read_json, read_record, replace_folder, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.ranks import ALONE, Ranks
 
@@ -151,12 +151,7 @@ def _record(name: str, key: str, inputs: dict[str, Any], summary: dict[str, Any]
 def _put_in_place(made: Path, folder: Path, record: dict[str, Any]) -> None:
     """Let the folder `made` take the place of `folder`."""
     write_json(made / "step.json", record)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    made.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(made, folder)
 
 
 def _enter(work: Path, key: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from onevision import __version__
 from onevision.convert.exporting import export_inputs
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, storage_errors, write_json, write_text
+from onevision.files import read_json, replace_folder, storage_errors, write_json, write_text
 from onevision.fingerprint import file_digest, value_digest
 from onevision.machine import commit
 from onevision.recipe import Recipe
@@ -131,12 +131,12 @@ def build_release(asked: Asked, output: Path, export: Callable[[int, Path], None
         work.mkdir(parents=True)
         try:
             told = _write(plan, key, work, own, export)
-            digest = _put(work, output)
+            replace_folder(work, output)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(own, ignore_errors=True)
-    return Release(output, digest, False, told.replace(str(work), str(output)))
+    return Release(output, sha256(output / MANIFEST), False, told.replace(str(work), str(output)))
 
 
 def _plan(asked: Asked) -> _Plan:
@@ -337,15 +337,4 @@ def _unchanged(output: Path, key: str) -> str | None:
     sizes = {name: size for name, size in found.sizes.items() if name not in (MANIFEST, SUMS)}
     if content.get("key") != key or sizes != listed or found.problems or problems:
         return None
-    return sha256(output / MANIFEST)
-
-
-def _put(work: Path, output: Path) -> str:
-    """Let the folder `work` take the place of `output`; returns the SHA-256 of its manifest."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.replace(old)
-    work.replace(output)
-    shutil.rmtree(old, ignore_errors=True)
     return sha256(output / MANIFEST)
