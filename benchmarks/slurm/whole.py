@@ -20,8 +20,8 @@ from onevision.files import read_json, write_json
 from onevision.recipe import ConceptRecipe, load_recipe, save_recipe
 from onevision.training.history import read_metrics
 
-SIXTEEN = ("train.steps=10", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
-STOP_AT = 5
+SIXTEEN = ("train.steps=6", "train.global_batch_size=16", "checkpoint.interval=100", "train.hang_seconds=300")
+STOP_AT = 3
 _SECONDS = 900.0  # that jobs may take
 
 

@@ -44,7 +44,7 @@ failed() {  # what failed, logs: with the lines that say why
 
 wait_for() {  # seconds, command: until it succeeds
     local end=$((SECONDS + $1))
-    until "${@:2}" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.05; done
+    until "${@:2}" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.2; done
 }
 
 names() { printf 'node%02d ' {1..16}; }
@@ -66,7 +66,7 @@ kill_boxes() {  # pids: killing the first process inside kills all inside; unsha
     pkill -KILL --parent "${ids// /,}" || true
     while left=$(boxes | grep -E "^(${ids// /|}) " | cut -d' ' -f1); do
         ((SECONDS < end)) || kill -KILL $left 2>/dev/null || true
-        sleep 0.02
+        sleep 0.1
     done
 }
 
