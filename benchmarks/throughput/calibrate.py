@@ -40,11 +40,12 @@ _ROUNDS = 10
 
 def calibration(model: str, attention: str = "torch") -> dict[str, Any]:
     """The content of a calibration file, measured on GPU 0 with the shapes of a preset; its attention is that of
-    `attention`, a key of ATTENTIONS.
+    `attention`, a key of ATTENTIONS, or auto, which is torch.
 
     Raises:
         InputError: there is no GPU, it is not in the table of onevision.planning.hardware, or it lacks the attention.
     """
+    attention = "torch" if attention == "auto" else attention
     if attention not in ATTENTIONS:
         raise InputError(f"attention={attention} is not one of {', '.join(ATTENTIONS)}")
     if not torch.cuda.is_available():

@@ -77,7 +77,8 @@ def test_everything_a_cpu_has_not() -> None:
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What PyTorch says of an H100, and the packages of such a machine, which a test may change."""
-    found = dict.fromkeys(flash_attn_4._NEEDS, "1.0") | {"flash-attn-4": flash_attn_4.VERSION}
+    found = dict.fromkeys((*flash_attn_4._NEEDS, flash_attn_4._COMPILERS[1]), "1.0")
+    found["flash-attn-4"] = flash_attn_4.VERSION
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(flash_attn_4, "version", found.get)
     return found
@@ -103,6 +104,10 @@ def test_attention_for_hopper_is_taken_by_name_only(hopper: dict[str, str]) -> N
         ({"flash-attn-4": None}, "flash-attn-4 is not installed (envs/flash-attn-4.lock)"),
         ({"flash-attn-4": "4.0.0b3"}, f"flash-attn-4 4.0.0b3 is installed, and {flash_attn_4.VERSION} is supported"),
         ({"triton": None, "einops": None}, "flash-attn-4 lacks einops, triton (envs/flash-attn-4.lock)"),
+        (
+            {"nvidia-cutlass-dsl-libs-cu12": None},
+            "flash-attn-4 lacks nvidia-cutlass-dsl-libs-cu13 or nvidia-cutlass-dsl-libs-cu12",
+        ),
     ],
 )
 def test_attention_for_hopper_without_its_packages(hopper: dict[str, str], changed: dict[str, str], said: str) -> None:

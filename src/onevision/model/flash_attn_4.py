@@ -28,6 +28,7 @@ _NEEDS = (  # what it imports on the way
     *("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-base", "nvidia-cutlass-dsl-libs-core"),
     *("quack-kernels", "apache-tvm-ffi", "einops", "triton"),
 )
+_COMPILERS = ("nvidia-cutlass-dsl-libs-cu13", "nvidia-cutlass-dsl-libs-cu12")  # either
 _HOPPER = 9
 # It compiles another kernel where the longest segment fits into one block of rows (of 192 or fewer). The length that it
 # is given is a bound, from which no launch depends here: with this one at least there is one kernel for all packs.
@@ -47,6 +48,8 @@ def problem(device: torch.device) -> str | None:
         state = f"{found} is installed, and {VERSION} is supported" if found else "is not installed"
         return f"flash-attn-4 {state} ({LOCK})"
     missing = [name for name in _NEEDS if not version(name)]
+    if not any(map(version, _COMPILERS)):
+        missing.append(f"{_COMPILERS[0]} or {_COMPILERS[1]}")
     return f"flash-attn-4 lacks {', '.join(missing)} ({LOCK})" if missing else None
 
 
