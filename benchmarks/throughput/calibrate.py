@@ -6,7 +6,7 @@
     vision_gemm       those of a layer of the vision tower
     attention         causal, within segments of the mean sample, forward and backward; operations counted causal
     vision_attention  within images of the mean sample
-                      (both are those of `attention`, torch or flash_attn_4; TFLOP/s of each that runs here lie beside)
+                      (both are those of `attention`; with flash_attn_4 the TFLOP/s of PyTorch's lie beside)
     memory_use        a residual addition over the language model's states, of the memory's bandwidth
     host_link         a copy of patches from pinned memory
 
@@ -54,9 +54,9 @@ def calibration(model: str, attention: str = "torch") -> dict[str, Any]:
     gpu = next((gpu for gpu in GPUS.values() if gpu.name.upper() in name.upper()), None)
     if gpu is None:
         raise InputError(f"{name} is not one of {', '.join(GPUS)}: make plan knows no other GPU")
-    absent = flash_attn_4.problem(torch.device("cuda", 0))
-    if attention == flash_attn_4.NAME and absent:
-        raise InputError(f"attention={attention}: {absent}: use attention=torch")
+    problem = flash_attn_4.problem(torch.device("cuda", 0)) if attention == flash_attn_4.NAME else None
+    if problem:
+        raise InputError(f"attention={attention}: {problem}: use attention=torch")
     architecture = PRESETS[model]
     language, vision = architecture.language, architecture.vision
     query, key = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
@@ -83,7 +83,7 @@ def calibration(model: str, attention: str = "torch") -> dict[str, Any]:
     rates = {
         name: _attention_rates(attend, architecture, images)
         for name, attend in ATTENTIONS.items()
-        if name != flash_attn_4.NAME or not absent
+        if name in ("torch", attention)
     }
     measured |= {figure: rate / gpu.peak.value for figure, rate in rates[attention].items()}
     states = [torch.randn(TOKENS, hidden, device="cuda", dtype=torch.bfloat16) for _ in range(24)]
@@ -104,7 +104,6 @@ def calibration(model: str, attention: str = "torch") -> dict[str, Any]:
         "tflops_by_shape": shapes,
         "attention": attention,
         "attention_tflops": rates,
-        "attention_absent": {flash_attn_4.NAME: absent} if absent else {},
         "measured": {key: round(value, 4) for key, value in shares.items()},
     }
 
@@ -190,8 +189,6 @@ def main(arguments: list[str]) -> int:
         print(f"{figure}: {value:g}")
     for name, rates in content["attention_tflops"].items():
         print(f"{name}: " + ", ".join(f"{figure} {rate:.0f} TFLOP/s" for figure, rate in rates.items()))
-    for name, why in content["attention_absent"].items():
-        print(f"{name}: not measured: {why}")
     print(f"{path}: for make plan CALIBRATION={path}")
     return 0
 
