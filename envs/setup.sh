@@ -35,7 +35,7 @@ missing() {
 # leaves out is no mistake.
 fitting() {
     ! "${pip[@]}" check | tr _ - | grep -v '^No broken' |
-        grep -v -i -f <(grep -h '^[A-Za-z]' envs/eval.lock envs/dali.lock | sed 's/==.*//; s/_/-/g; s/.*/^& /')
+        grep -v -i -f <(grep -h '^[A-Za-z]' envs/eval.lock envs/dali.lock envs/flash-attn-4.lock | sed 's/==.*//; s/_/-/g; s/.*/^& /')
 }
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||

@@ -39,6 +39,7 @@ CAPABILITY = {
 }
 FAMILY = {7: "Volta", 8: "Ampere", 9: "Hopper"}
 FP8_CAPABILITY = (8, 9)
+HOPPER = 9
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def preflight(
     problems = [
         *training_problems(recipe, ranks, begun=bool(checkpoint_steps(recipe.output))),
         *precision_problems(recipe, site),
+        *attention_problems(recipe, site),
         *inputs.problems,
         *run_problems(recipe, inputs.fingerprints),
         *disk_problems(recipe, size),
@@ -147,6 +149,17 @@ def precision_problems(recipe: Recipe, site: Site) -> list[str]:
     return [
         f"train.precision=fp8: {chip} {what}has no FP8 units, which begin with {lowest}: use train.precision=bf16, or "
         "another site"
+    ]
+
+
+def attention_problems(recipe: Recipe, site: Site) -> list[str]:
+    """Attention for Hopper on another chip. Of a chip that is not in the table, training asks the chip."""
+    known = CAPABILITY.get(site.gpu_type.upper())
+    if recipe.model.attention != "flash_attn_4" or known is None or known[0] == HOPPER:
+        return []
+    return [
+        f"model.attention=flash_attn_4 is for Hopper (compute capability 9.0), and {site.gpu_type} of site {site.name} "
+        f"has {known[0]}.{known[1]}: use model.attention=auto, or another site"
     ]
 
 

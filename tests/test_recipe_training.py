@@ -16,6 +16,10 @@ from onevision.recipe import recipe_from
         ({"train": {"precision": "fp8", "fp8_recipe": "delayed", "fp8_bf16_layers": 1}}, "delayed scaling has all"),
         ({"train": {"fp8_bf16_layers": 1}}, "is for train.precision=fp8"),
         ({"train": {"fp8_recipe": "mxfp8"}}, "is not one of tensorwise, delayed"),
+        (
+            {"train": {"precision": "fp32"}, "model": {"attention": "flash_attn_4"}},
+            "model.attention=flash_attn_4 computes in BF16: with train.precision=fp32 use model.attention=auto",
+        ),
         ({"train": {"tf32": True}}, "train.tf32=true is for train.precision=fp32"),
         ({"train": {"precision": "fp32", "grad_reduce_in_fp32": False}}, "is for BF16 weights"),
         ({"model": {"backend": "torch"}, "optimizer": {"state_dtype": "bf16"}}, "needs Transformer Engine's Adam"),

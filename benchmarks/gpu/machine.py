@@ -15,14 +15,15 @@ from benchmarks.gpu.checks import Findings, say
 from onevision.machine import commit, memory_gb, processor, version
 
 PACKAGES = (
-    "torch", "triton", "megatron-core", "transformer-engine", "apex", "flash-attn", "nvidia-dali-cuda130",
-    "transformers", "liger-kernel", "numpy", "numba", "simplejpeg",
+    "torch", "triton", "megatron-core", "transformer-engine", "apex", "flash-attn", "flash-attn-4",
+    "nvidia-dali-cuda130", "transformers", "liger-kernel", "numpy", "numba", "simplejpeg",
 )
 ABSENCES = {  # what is missed where a package is not there
     "transformer-engine": "FP8, and the comparison with its BF16 modules",
     "apex": "its fused optimizer and norms",
     "nvidia-dali-cuda130": "its decoding on the device",
     "flash-attn": "the comparison with its attention",
+    "flash-attn-4": "attention made for Hopper (model.attention=flash_attn_4)",
     "transformers": "the peer of the same model",
     "liger-kernel": "the peer with fused kernels",
 }

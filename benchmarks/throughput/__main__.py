@@ -110,7 +110,8 @@ def specifications(own: dict[str, str], overrides: list[str], folder: Path) -> I
                     raise InputError(f"peers={peer} is not one of {', '.join(known)}")
                 yield peer, peer_row(known[peer])
         elif name == "calibration":
-            yield name, {"kind": "calibration", "model": own["model"]}
+            attention = stage_recipe(own["model"], "stage1_5", overrides).model.attention
+            yield name, {"kind": "calibration", "model": own["model"], "attention": attention}
         else:
             raise InputError(f"rows={name} is not one of {', '.join((*STAGES, 'language', 'peers', 'calibration'))}")
 

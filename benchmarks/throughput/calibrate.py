@@ -1,11 +1,12 @@
 """Measures what `make plan` assumes of a GPU, with the shapes and the kernels of this model, in a few seconds.
 
-    python -m benchmarks.throughput.calibrate [model=1.7b] [out=calibration.json]
+    python -m benchmarks.throughput.calibrate [model=1.7b] [attention=torch] [out=calibration.json]
 
     gemm              the products of a language layer, forward and both gradients, 8,192 tokens, of the peak
     vision_gemm       those of a layer of the vision tower
     attention         causal, within segments of the mean sample, forward and backward; operations counted causal
     vision_attention  within images of the mean sample
+                      (both are those of `attention`; with flash_attn_4 the TFLOP/s of PyTorch's lie beside)
     memory_use        a residual addition over the language model's states, of the memory's bandwidth
     host_link         a copy of patches from pinned memory
 
@@ -26,27 +27,36 @@ from torch import Tensor
 from onevision.errors import InputError, OneVisionError
 from onevision.files import write_json
 from onevision.machine import version
-from onevision.model.attention import flash, segment_params
-from onevision.model.presets import PATCH_VALUES, PRESETS
-from onevision.planning.hardware import GPUS, Gpu
+from onevision.model import flash_attn_4
+from onevision.model.attention import Attend, flash, segment_params
+from onevision.model.presets import PATCH_VALUES, PRESETS, Architecture
+from onevision.planning.hardware import GPUS
 from onevision.planning.published import SAMPLE_PATCHES, SAMPLE_TOKENS
 
+ATTENTIONS: dict[str, Attend] = {"torch": flash, flash_attn_4.NAME: flash_attn_4.flash_attn_4}
 TOKENS = 8192
 _ROUNDS = 10
 
 
-def calibration(model: str) -> dict[str, Any]:
-    """The content of a calibration file, measured on GPU 0 with the shapes of a preset.
+def calibration(model: str, attention: str = "torch") -> dict[str, Any]:
+    """The content of a calibration file, measured on GPU 0 with the shapes of a preset; its attention is that of
+    `attention`, a key of ATTENTIONS, or auto, which is torch.
 
     Raises:
-        InputError: there is no GPU, or it is not in the table of onevision.planning.hardware.
+        InputError: there is no GPU, it is not in the table of onevision.planning.hardware, or it lacks the attention.
     """
+    attention = "torch" if attention == "auto" else attention
+    if attention not in ATTENTIONS:
+        raise InputError(f"attention={attention} is not one of {', '.join(ATTENTIONS)}")
     if not torch.cuda.is_available():
         raise InputError("a calibration needs a GPU, and this machine has none: run it on one")
     name = torch.cuda.get_device_name(0)
     gpu = next((gpu for gpu in GPUS.values() if gpu.name.upper() in name.upper()), None)
     if gpu is None:
         raise InputError(f"{name} is not one of {', '.join(GPUS)}: make plan knows no other GPU")
+    problem = flash_attn_4.problem(torch.device("cuda", 0)) if attention == flash_attn_4.NAME else None
+    if problem:
+        raise InputError(f"attention={attention}: {problem}: use attention=torch")
     architecture = PRESETS[model]
     language, vision = architecture.language, architecture.vision
     query, key = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
@@ -70,22 +80,12 @@ def calibration(model: str) -> dict[str, Any]:
             flops, seconds = flops + work, seconds + spent
         products.append((figure, flops / seconds / (gpu.peak.value * 1e12)))
     measured = dict(products)
-    measured["attention"] = _attention(
-        [round(SAMPLE_TOKENS)] * images,
-        language.num_attention_heads,
-        language.num_query_groups,
-        language.head_dim,
-        gpu,
-        causal=True,
-    )
-    measured["vision_attention"] = _attention(
-        [round(SAMPLE_PATCHES + 1)] * images,
-        vision.num_attention_heads,
-        vision.num_attention_heads,
-        vision.head_dim,
-        gpu,
-        causal=False,
-    )
+    rates = {
+        name: _attention_rates(attend, architecture, images)
+        for name, attend in ATTENTIONS.items()
+        if name in ("torch", attention)
+    }
+    measured |= {figure: rate / gpu.peak.value for figure, rate in rates[attention].items()}
     states = [torch.randn(TOKENS, hidden, device="cuda", dtype=torch.bfloat16) for _ in range(24)]
     triples = states[::3], states[1::3], states[2::3]
     moved = 3 * states[0].numel() * states[0].element_size() * (len(states) // 3)
@@ -100,8 +100,10 @@ def calibration(model: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": name,
         "model": model,
-        "versions": {package: found for package in ("torch", "triton") if (found := version(package))},
+        "versions": {package: found for package in ("torch", "triton", "flash-attn-4") if (found := version(package))},
         "tflops_by_shape": shapes,
+        "attention": attention,
+        "attention_tflops": rates,
         "measured": {key: round(value, 4) for key, value in shares.items()},
     }
 
@@ -118,8 +120,29 @@ def _products(rows: int, inputs: int, outputs: int) -> tuple[float, float]:
     return 6.0 * rows * inputs * outputs, _seconds(layer)
 
 
-def _attention(lengths: list[int], heads: int, groups: int, channels: int, gpu: Gpu, *, causal: bool) -> float:
-    """Share of the peak; the backward pass has twice the operations of the forward pass, as in training/flops.py."""
+def _attention_rates(attend: Attend, architecture: Architecture, images: int) -> dict[str, float]:
+    """TFLOP/s of an attention by figure, on `images` samples of the mean length."""
+    language, vision = architecture.language, architecture.vision
+    return {
+        "attention": _attention(
+            attend,
+            [round(SAMPLE_TOKENS)] * images,
+            (language.num_attention_heads, language.num_query_groups, language.head_dim),
+            causal=True,
+        ),
+        "vision_attention": _attention(
+            attend,
+            [round(SAMPLE_PATCHES + 1)] * images,
+            (vision.num_attention_heads, vision.num_attention_heads, vision.head_dim),
+            causal=False,
+        ),
+    }
+
+
+def _attention(attend: Attend, lengths: list[int], sizes: tuple[int, int, int], *, causal: bool) -> float:
+    """TFLOP/s with so many heads, groups and channels; the backward pass has twice the operations of the forward pass,
+    as in training/flops.py."""
+    heads, groups, channels = sizes
     total = sum(lengths)
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     params = segment_params(bounds, torch.device("cuda", 0))
@@ -130,10 +153,10 @@ def _attention(lengths: list[int], heads: int, groups: int, channels: int, gpu: 
     gradient = torch.randn(total, heads * channels, device="cuda", dtype=torch.bfloat16)
 
     def both() -> None:
-        flash(q, k, v, params, causal, channels**-0.5).backward(gradient)
+        attend(q, k, v, params, causal, channels**-0.5).backward(gradient)
 
     pairs = sum(length * (length + 1) / 2 if causal else length**2 for length in lengths)
-    return 3 * 4.0 * heads * channels * pairs / _seconds(both) / (gpu.peak.value * 1e12)
+    return 3 * 4.0 * heads * channels * pairs / _seconds(both) / 1e12
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -152,9 +175,11 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def main(arguments: list[str]) -> int:
     """Measure, write and print."""
-    own = {"model": "1.7b", "out": ""} | dict(text.split("=", 1) for text in arguments if "=" in text)
+    own = {"model": "1.7b", "attention": "torch", "out": ""} | dict(
+        text.split("=", 1) for text in arguments if "=" in text
+    )
     try:
-        content = calibration(own["model"])
+        content = calibration(own["model"], own["attention"])
     except OneVisionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -162,6 +187,8 @@ def main(arguments: list[str]) -> int:
     write_json(path, content)
     for figure, value in content["measured"].items():
         print(f"{figure}: {value:g}")
+    for name, rates in content["attention_tflops"].items():
+        print(f"{name}: " + ", ".join(f"{figure} {rate:.0f} TFLOP/s" for figure, rate in rates.items()))
     print(f"{path}: for make plan CALIBRATION={path}")
     return 0
 

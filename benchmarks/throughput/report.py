@@ -87,6 +87,8 @@ def layout(row: Row) -> str:
     words += [f"{name[0].upper()}P {size}" for name, size in parallel.items() if isinstance(size, int) and size > 1]
     words += [f"MBS {values['micro_batch_size']}", f"GBS {values['global_batch_size']}"]
     words += [f"seq {values['sequence_length']}", values["precision"], f"recompute {model['recompute']}"]
+    if model.get("attention", "auto") != "auto":
+        words.append(f"attention {model['attention']}")
     return ", ".join(words + ([f"frozen {'+'.join(model['freeze'])}"] if model["freeze"] else []))
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.throughput.rows SPECIFICATION.json ROW.json
 
 A specification is {"kind": "training", "recipes": [...], "settings": {...}}, whose recipes are tried in turn until one
-fits, {"kind": "peer", "peers": [...]}, likewise, or {"kind": "calibration", "model": preset}.
+fits, {"kind": "peer", "peers": [...]}, likewise, or {"kind": "calibration", "model": preset, "attention": torch or
+flash_attn_4}.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _measure(specification: dict[str, Any]) -> dict[str, Any]:
     if specification["kind"] == "calibration":
         from benchmarks.throughput.calibrate import calibration
 
-        return {"what": "calibration"} | calibration(specification["model"])
+        return {"what": "calibration"} | calibration(specification["model"], specification["attention"])
     if specification["kind"] == "peer":
         from benchmarks.throughput.peers import Peer, measure_first_peer
 

@@ -12,6 +12,8 @@ class ModelRecipe:
     preset: str = "8b"  # tiny, mini, 140m, 0.6b, 1.7b, 4b, 8b: onevision.model.presets
     freeze: list[str] = field(default_factory=list)  # of vision, adapter, language
     backend: str = "auto"  # transformer_engine, torch; auto: the first on a GPU that has it, else torch
+    # torch; flash_attn_4 (a package, on Hopper in BF16: README, Training); auto: the backend's own. In training.
+    attention: str = "auto"
     recompute: str = "none"  # none, full (one layer at a time), selective (recompute_modules)
     recompute_layers: int = 1  # layers a checkpointed block, with recompute=full
     # Of core_attn, mlp (of language), activation (what goes into the second product of an MLP; on a GPU).
@@ -105,6 +107,7 @@ class ProfileRecipe:
 TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": ("tiny", "mini", "140m", "0.6b", "1.7b", "4b", "8b"),
     "model.backend": ("auto", "transformer_engine", "torch"),
+    "model.attention": ("auto", "torch", "flash_attn_4"),
     "model.recompute": ("none", "full", "selective"),
     "optimizer.state_dtype": ("fp32", "bf16"),
     "train.precision": ("bf16", "fp32", "fp8"),
@@ -144,6 +147,10 @@ def precision_problems(
         problems.append(
             f"optimizer.state_dtype={optimizer.state_dtype} needs Transformer Engine's Adam and model.backend=torch: "
             "use optimizer.state_dtype=fp32"
+        )
+    if train.precision == "fp32" and model.attention == "flash_attn_4":
+        problems.append(
+            "model.attention=flash_attn_4 computes in BF16: with train.precision=fp32 use model.attention=auto"
         )
     if train.precision == "fp32" and not train.grad_reduce_in_fp32:
         problems.append("train.grad_reduce_in_fp32=false is for BF16 weights: with train.precision=fp32 leave it true")

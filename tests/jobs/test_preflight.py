@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.preflight import partition_problems, preflight, smaller_layouts, time_problems, waiting_keys, waiting_steps
+from jobs.preflight import (
+    attention_problems,
+    partition_problems,
+    preflight,
+    smaller_layouts,
+    time_problems,
+    waiting_keys,
+    waiting_steps,
+)
 from jobs.sites import Site
 from jobs.slurm import Partition
 from onevision.errors import InputError
@@ -194,6 +202,17 @@ def of_8b(parallel: dict[str, object], recompute: str = "none") -> Recipe:
             "parallel": parallel,
         }
     )
+
+
+def test_attention_for_hopper_is_refused_where_the_site_names_another_chip() -> None:
+    recipe = recipe_from({"model": {"attention": "flash_attn_4"}})
+    assert attention_problems(recipe, A800) == [
+        "model.attention=flash_attn_4 is for Hopper (compute capability 9.0), and A800 of site a800 has 8.0: use "
+        "model.attention=auto, or another site"
+    ]
+    for site in (replace(A800, gpu_type="H100"), CPUS):
+        assert attention_problems(recipe, site) == []
+    assert attention_problems(recipe_from({}), A800) == []
 
 
 @pytest.mark.parametrize(

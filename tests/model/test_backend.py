@@ -5,9 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 from megatron.core.extensions import transformer_engine as te
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import build_module
 
 from onevision.errors import InputError
-from onevision.model.backend import fp8_problem, machine_problems, resolve_backend
+from onevision.model import flash_attn_4
+from onevision.model.attention import SegmentAttention
+from onevision.model.backend import (
+    backend_facts,
+    fp8_problem,
+    machine_problems,
+    resolve_attention,
+    resolve_backend,
+)
+from onevision.model.configs import language_config
+from onevision.model.presets import PRESETS
+from onevision.model.specs import core_attention
 from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -21,6 +34,7 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_has_one_backend() -> None:
+    assert [resolve_attention(name, "torch", CPU) for name in ("auto", "torch")] == ["torch", "torch"]
     assert resolve_backend("auto", CPU) == resolve_backend("torch", CPU) == "torch"
     with pytest.raises(InputError, match="model.backend=transformer_engine: Transformer Engine needs a GPU: use"):
         resolve_backend("transformer_engine", CPU)
@@ -58,3 +72,71 @@ def test_everything_a_cpu_has_not() -> None:
         "train.tf32=true",
     ]
     assert all("\n" not in problem for problem in problems)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What PyTorch says of an H100, and the packages of such a machine, which a test may change."""
+    found = dict.fromkeys((*flash_attn_4._NEEDS, flash_attn_4._COMPILERS[1]), "1.0")
+    found["flash-attn-4"] = flash_attn_4.VERSION
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(flash_attn_4, "version", found.get)
+    return found
+
+
+def test_attention_for_hopper_is_taken_by_name_only(hopper: dict[str, str]) -> None:
+    assert resolve_attention("flash_attn_4", "torch", GPU) == "flash_attn_4"
+    assert resolve_attention("flash_attn_4", "transformer_engine", GPU) == "flash_attn_4"
+    assert resolve_attention("auto", "torch", GPU) == resolve_attention("torch", "transformer_engine", GPU) == "torch"
+    assert resolve_attention("auto", "transformer_engine", GPU) == "transformer_engine"
+    assert backend_facts("torch", "torch", GPU)[-2:] == [
+        "attention: PyTorch's flash attention in BF16, its scaled dot product in FP32",
+        "not used: flash-attn-4, made for Hopper, runs with model.attention=flash_attn_4 only",
+    ]
+    assert backend_facts("torch", "flash_attn_4", GPU)[-1] == (
+        f"attention: flash-attn-4 {flash_attn_4.VERSION}, which compiles its kernels in the first step"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"flash-attn-4": None}, "flash-attn-4 is not installed (envs/flash-attn-4.lock)"),
+        ({"flash-attn-4": "4.0.0b3"}, f"flash-attn-4 4.0.0b3 is installed, and {flash_attn_4.VERSION} is supported"),
+        ({"triton": None, "einops": None}, "flash-attn-4 lacks einops, triton (envs/flash-attn-4.lock)"),
+        (
+            {"nvidia-cutlass-dsl-libs-cu12": None},
+            "flash-attn-4 lacks nvidia-cutlass-dsl-libs-cu13 or nvidia-cutlass-dsl-libs-cu12",
+        ),
+    ],
+)
+def test_attention_for_hopper_without_its_packages(hopper: dict[str, str], changed: dict[str, str], said: str) -> None:
+    hopper.update(changed)
+    (problem,) = machine_problems(ModelRecipe(attention="flash_attn_4"), TrainRecipe(), OptimizerRecipe(), GPU)
+    assert problem.startswith(f"model.attention=flash_attn_4: {said}") and "\n" not in problem
+    assert problem.endswith(": use model.attention=auto")
+    assert backend_facts("torch", "torch", GPU)[-1].startswith(f"absent: {said}")
+
+
+def test_attention_for_hopper_elsewhere(chip: None) -> None:
+    for device, said in (
+        (CPU, "flash-attn-4 needs a GPU"),
+        (GPU, "flash-attn-4 is for Hopper (compute capability 9.0), and NVIDIA A800-SXM4-80GB has 8.0"),
+    ):
+        problems = machine_problems(ModelRecipe(attention="flash_attn_4"), TrainRecipe(), OptimizerRecipe(), device)
+        assert problems == [f"model.attention=flash_attn_4: {said}: use model.attention=auto"]
+    assert backend_facts("torch", "torch", GPU)[-1].startswith("attention: ")
+    assert backend_facts("torch", "torch", CPU)[-1] == "attention: PyTorch's scaled dot product"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("flash_attn_4", flash_attn_4.flash_attn_4), ("torch", None)])
+def test_the_attention_of_a_layer_is_the_one_that_was_chosen(name: str, expected: object) -> None:
+    """By Megatron's own way from a spec to a module."""
+    built = build_module(
+        core_attention(name),
+        config=language_config(PRESETS["tiny"], ModelRecipe(preset="tiny"), torch.bfloat16),
+        layer_number=1,
+        attn_mask_type=AttnMaskType.causal,
+        attention_type="self",
+    )
+    assert isinstance(built, SegmentAttention) and built.attend is expected

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onevision.model.attention import attention_for, flash, grouped, segment_params
 from onevision.model.loss import linear_cross_entropy
 
 pytestmark = pytest.mark.gpu
@@ -28,9 +27,7 @@ def check(ours: Tensor, inputs: list[Tensor], reference: Tensor, exact: list[Ten
     pairs = [(ours, reference), *((x.grad, y.grad) for x, y in zip(inputs, exact, strict=True))]
     for found, expected in pairs:
         assert found is not None and expected is not None and found.shape == expected.shape
-        # A single token's attention has no gradient at q and k: what is zero is compared with the largest of all.
-        scale = max(expected.norm(), 1e-3 * reference.norm())
-        off = (found.double() - expected).norm() / scale
+        off = (found.double() - expected).norm() / expected.norm()
         assert off < NEAR[found.dtype], f"{tuple(found.shape)}: {off:.1e}"
 
 
@@ -79,22 +76,6 @@ def test_activations(rows: int, width: int, dtype: torch.dtype) -> None:
     x.grad = bias.grad = None
     exact = exactly([x, bias, residual])
     check(bias_add(x, bias, residual), [x, bias, residual], exact[0] + exact[1] + exact[2], exact)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("heads", "groups", "width"), [(16, 8, 128), (16, 16, 64), (6, 2, 128)])
-@pytest.mark.parametrize("lengths", [[1], [3, 500, 1, 77], [64] * 20, [1, 2, 3, 1025]])
-def test_attention(lengths: list[int], heads: int, groups: int, width: int, causal: bool) -> None:
-    """Attention over segments of any lengths against the scaled dot product in float64, a length at a time."""
-    total = sum(lengths)
-    query = drawn(total, heads, width, dtype=torch.bfloat16)
-    key, value = (drawn(total, groups, width, dtype=torch.bfloat16, seed=seed) for seed in (1, 2))
-    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    params = segment_params(bounds, query.device)
-    assert attention_for(query) is flash
-    exact = exactly([query, key, value])
-    reference = grouped(*exact, params, causal, width**-0.5)
-    check(flash(query, key, value, params, causal, width**-0.5), [query, key, value], reference, exact)
 
 
 @pytest.mark.parametrize("rows", [7, 64, 2048])

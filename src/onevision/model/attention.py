@@ -1,7 +1,8 @@
-"""Attention over packed segments with PyTorch's kernels: a segment sees itself and nothing else.
+"""Attention over packed segments: a segment sees itself and nothing else.
 
-On a GPU in BF16 it is PyTorch's flash attention for segments of any lengths. Elsewhere segments of equal length are
-computed as one batch of the scaled dot product. Neither has padding: what one sample computes cannot depend on another,
+On a GPU in BF16 it is PyTorch's flash attention for segments of any lengths, or another that the recipe names
+(`model.attention`: `onevision.model.flash_attn_4`). Elsewhere segments of equal length are computed as one batch of the
+scaled dot product. None has padding: what one sample computes cannot depend on another,
 and the gradient across samples is exactly zero. With context parallelism the queries are pieces of segments, whose keys
 and values come from all ranks (`onevision.model.context`); in generation they are the newest tokens of segments, whose
 older ones are remembered (`onevision.model.cache`).
@@ -142,6 +143,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+# q [T, h, d], k and v [K, g, d], their segments, whether the mask is causal, the scale of the products -> [T, h*d]
+Attend = Callable[[Tensor, Tensor, Tensor, SegmentParams, bool, float], Tensor]
+
+
 class RotarySelfAttention(SelfAttention):
     """Megatron's `SelfAttention`, whose `rotary_pos_emb` are the angles of the tokens, float32 [T, d/2]."""
 
@@ -187,9 +192,12 @@ class SegmentAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        attend: Attend | None = None,
         **_: Any,
     ) -> None:
+        """`attend` is the attention that computes; None: PyTorch's for the tensors that come."""
         super().__init__(config=config)
+        self.attend = attend
         self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
@@ -215,11 +223,12 @@ class SegmentAttention(MegatronModule):
             key, value = both.chunk(2, dim=1)
         if packed_seq_params.cached is not None:
             key, value = packed_seq_params.cached.extend(self.layer_number, key, value)
-        return attention_for(query)(query, key, value, packed_seq_params, causal, self.softmax_scale)
+        attend = self.attend or attention_for(query)
+        return attend(query, key, value, packed_seq_params, causal, self.softmax_scale)
 
 
-def attention_for(query: Tensor) -> Callable[..., Tensor]:
-    """The attention for packed tensors like this."""
+def attention_for(query: Tensor) -> Attend:
+    """PyTorch's attention for packed tensors like this."""
     return flash if query.is_cuda and query.dtype == torch.bfloat16 else grouped
 
 
@@ -227,8 +236,10 @@ def flash(query: Tensor, key: Tensor, value: Tensor, params: SegmentParams, caus
     """Attention output [T, h*d] by PyTorch's flash attention, for FP16 and BF16 on a GPU.
 
     The operator stands below `torch.nn.attention.varlen.varlen_attn`, whose arguments differ between versions of
-    PyTorch; it takes fewer heads of k and v than of q in all of them. Where a piece has fewer queries than keys, the
-    last query sees the last key.
+    PyTorch; it takes fewer heads of k and v than of q in all of them. The arguments here are those of 2.11 and of 2.13,
+    whose derivative is the same: with respect to q, k and v only (`derivatives.yaml`). The longest lengths are the
+    host's and set the grid: rows beyond them would not be computed. Where a piece has fewer queries than keys, the last
+    query sees the last key.
     """
     output = torch.ops.aten._flash_attention_forward(
         query,

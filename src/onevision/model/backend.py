@@ -1,13 +1,14 @@
-"""Which modules a model is made of on this machine, and whether it can compute in FP8: chosen once, at start."""
+"""Which modules a model is made of on this machine, which attention it has, and whether it can compute in FP8: chosen
+once, at start."""
 
 from __future__ import annotations
-
-from importlib import metadata, util
 
 import torch
 from megatron.core.extensions import transformer_engine as te
 
 from onevision.errors import InputError
+from onevision.machine import version
+from onevision.model import flash_attn_4
 from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
 
 TRANSFORMER_ENGINE, TORCH = "transformer_engine", "torch"
@@ -21,8 +22,9 @@ def transformer_engine_problem(device: torch.device) -> str | None:
         return "Transformer Engine needs a GPU"
     if not te.HAVE_TE:
         return "Transformer Engine is not installed"
-    if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and util.find_spec("flash_attn") is None:
-        # Without it there is but an attention that holds the square of every pack.
+    if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and not version("flash-attn"):
+        # Without it there is but an attention that holds the square of every pack. (flash-attn-4, which has a module of
+        # the same name, is another package.)
         return "Transformer Engine needs the package flash-attn on GPUs before Hopper, and it is not installed"
     import transformer_engine_torch
 
@@ -44,6 +46,22 @@ def resolve_backend(name: str, device: torch.device) -> str:
     if name == TRANSFORMER_ENGINE and problem:
         raise InputError(f"model.backend={name}: {problem}: use model.backend=torch")
     return TORCH if problem else TRANSFORMER_ENGINE
+
+
+def resolve_attention(name: str, backend: str, device: torch.device) -> str:
+    """`transformer_engine`, `torch` or `flash_attn_4` for `model.attention` with the resolved `backend` on `device`.
+
+    auto is the backend's own. It does not take flash_attn_4 before that was seen to be right and faster on a GPU.
+
+    Raises:
+        InputError: flash_attn_4 is asked for and cannot run here.
+    """
+    if name != flash_attn_4.NAME:
+        return backend if name == "auto" else TORCH
+    problem = flash_attn_4.problem(device)
+    if problem:
+        raise InputError(f"model.attention={name}: {problem}: use model.attention=auto")
+    return name
 
 
 def fp8_problem(backend: str, device: torch.device) -> str | None:
@@ -70,6 +88,7 @@ def machine_problems(
     """What a recipe asks for and `device` with its software has not, each with the remedy."""
     try:
         backend = resolve_backend(model.backend, device)
+        resolve_attention(model.attention, backend, device)
     except InputError as error:
         return [str(error)]
     problems = []
@@ -87,24 +106,36 @@ def machine_problems(
     return problems
 
 
-def backend_facts(backend: str, device: torch.device) -> list[str]:
-    """Lines that say what the model is made of here, and what is absent that would be faster."""
+def backend_facts(backend: str, attention: str, device: torch.device) -> list[str]:
+    """Lines that say what the model is made of here, and what is absent that would be faster.
+
+    attention: as `resolve_attention` says.
+    """
     facts = []
     if backend == TRANSFORMER_ENGINE:
-        facts.append(f"backend: Transformer Engine {_version('transformer-engine')}: linears, norms, attention")
+        facts.append(f"backend: Transformer Engine {version('transformer-engine')}: linears, norms")
     else:
         facts.append("backend: PyTorch")
         problem = transformer_engine_problem(device)
         if device.type == "cuda" and problem:
             facts.append(f"absent: {problem}; with it come fused linears and norms, and FP8 where the GPU has it")
-    if device.type == "cuda" and backend == TRANSFORMER_ENGINE:
-        flash = _version("flash-attn")
-        facts.append(f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine")
+    return facts + _attention_facts(attention, device)
+
+
+def _attention_facts(attention: str, device: torch.device) -> list[str]:
+    if attention == flash_attn_4.NAME:
+        return [f"attention: flash-attn-4 {flash_attn_4.VERSION}, which compiles its kernels in the first step"]
+    if attention == TRANSFORMER_ENGINE:
+        flash = version("flash-attn")
+        facts = [f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine"]
+    elif device.type == "cuda":
+        facts = ["attention: PyTorch's flash attention in BF16, its scaled dot product in FP32"]
+    else:
+        facts = ["attention: PyTorch's scaled dot product"]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        problem = flash_attn_4.problem(device)
+        if problem:
+            facts.append(f"absent: {problem}; its attention is made for Hopper: model.attention=flash_attn_4")
+        else:
+            facts.append("not used: flash-attn-4, made for Hopper, runs with model.attention=flash_attn_4 only")
     return facts
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -27,7 +27,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
-from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
+from onevision.model.backend import TRANSFORMER_ENGINE, resolve_attention, resolve_backend
+from onevision.model.flash_attn_4 import NAME as FLASH_ATTN_4
+from onevision.model.flash_attn_4 import flash_attn_4
 from onevision.model.rotary import rotate
 from onevision.ops.library import load
 from onevision.ops.rotary import rotary
@@ -68,7 +70,7 @@ class Modules:
     column_linear: type
     row_linear: type
     norm: type
-    core_attention: type
+    core_attention: type | ModuleSpec
     norm_linear: type | None = None
     rotate: Rotate = rotate
     scatter: Scatter = scatter
@@ -84,18 +86,19 @@ def backend_modules(
     backend: str = "auto",
     recompute_modules: Collection[str] = (),
     *,
-    own_attention: bool = False,
+    attention: str = "auto",
 ) -> Modules:
     """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
 
-    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation. With
-    `own_attention` both have `SegmentAttention`: where ranks share tokens, for which Transformer Engine's wants every
-    sample padded, and for generation.
+    On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation, `attention` is
+    that of `model.attention`: `SegmentAttention`, but for auto with Transformer Engine.
 
     Raises:
-        InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
+        InputError: Transformer Engine or flash_attn_4 is asked for and cannot run here, or the ops of `cuda/` are not
+            built.
     """
     backend = resolve_backend(backend, device)
+    attention = resolve_attention(attention, backend, device)
     if device.type != "cuda":
         return TORCH
     load()
@@ -111,6 +114,7 @@ def backend_modules(
         norm=FusedNorm,
         rotate=rotary,
         scatter=scatter_features,
+        core_attention=core_attention(attention),
         mlp=FrugalMLP if "activation" in recompute_modules else FusedMLP,
         bias_add=fused_bias_add,
     )
@@ -121,9 +125,17 @@ def backend_modules(
         column_linear=te.TEColumnParallelLinear,
         row_linear=te.TERowParallelLinear,
         norm=te.TENorm,
-        core_attention=SegmentAttention if own_attention else te.TEDotProductAttention,
         norm_linear=te.TELayerNormColumnParallelLinear,
     )
+
+
+def core_attention(attention: str) -> type | ModuleSpec:
+    """The module of an attention that `resolve_attention` names."""
+    if attention == TRANSFORMER_ENGINE:
+        return te.TEDotProductAttention
+    if attention == FLASH_ATTN_4:
+        return ModuleSpec(module=SegmentAttention, params={"attend": flash_attn_4})
+    return SegmentAttention
 
 
 def block_spec(

@@ -12,10 +12,11 @@ import torch
 
 from onevision.files import write_json
 from onevision.machine import commit, memory_gb, processor, version
-from onevision.model.backend import backend_facts, resolve_backend
+from onevision.model.backend import backend_facts, resolve_attention, resolve_backend
 from onevision.recipe import Recipe
+from onevision.training.parts import training_attention
 
-GPU_PACKAGES = ("triton", "transformer-engine", "flash-attn", "apex")
+GPU_PACKAGES = ("triton", "transformer-engine", "flash-attn", "flash-attn-4", "apex")
 PACKAGES = ("torch", "megatron-core", "numpy", "h5py", "tokenizers", "pillow", *GPU_PACKAGES)
 
 
@@ -35,7 +36,8 @@ def write_environment(
 
 def training_facts(recipe: Recipe, device: torch.device, optimizer: Any) -> list[str]:
     """Lines that say which backend, precision and optimizer train here, and what is absent that would be faster."""
-    facts = backend_facts(resolve_backend(recipe.model.backend, device), device)
+    backend = resolve_backend(recipe.model.backend, device)
+    facts = backend_facts(backend, resolve_attention(training_attention(recipe), backend, device), device)
     return [*facts, _precision_fact(recipe), *_adam_facts(optimizer, device)]
 
 

@@ -64,7 +64,7 @@ def initialise(recipe: Recipe) -> dict[str, Any]:
         set_threads(recipe.train.threads, 1)
         with runtime_context(device):
             # Weights do not depend on the backend: those for a GPU can be drawn where there is none.
-            model = build_model(replace(recipe, model=replace(recipe.model, backend="auto")), device)
+            model = build_model(replace(recipe, model=replace(recipe.model, backend="auto", attention="auto")), device)
             writer = checkpoint.Checkpointer(run, model.architecture, keep=1, asynchronous=False)
             writer.save(0, [model])
         write_lineage(run, {}, {})

@@ -23,7 +23,7 @@ def build_parts(
     parts frozen: one, or with a virtual pipeline `parallel.virtual_pipeline` of them.
 
     With `initialize=False` the weights are whatever the memory held: for who sets them all. A model that `generates`
-    has an attention that remembers keys and values, whatever its backend.
+    has an attention that remembers keys and values, PyTorch's, whatever the recipe says.
     """
     architecture, parallel = PRESETS[recipe.model.preset], recipe.parallel
     layers = stage_layers(recipe, architecture)
@@ -39,7 +39,8 @@ def build_parts(
     )
     torch.manual_seed(recipe.seed)
     again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()
-    modules = backend_modules(device, recipe.model.backend, again, own_attention=generates or parallel.context > 1)
+    attention = training_attention(recipe) if not generates else "torch"
+    modules = backend_modules(device, recipe.model.backend, again, attention=attention)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     parts = []
     for number in range(parallel.virtual_pipeline):
@@ -55,6 +56,13 @@ def build_parts(
         freeze(model, recipe.model.freeze)
         parts.append(model.to(device))
     return parts
+
+
+def training_attention(recipe: Recipe) -> str:
+    """The `model.attention` that a recipe trains with: where ranks share tokens, PyTorch's stands for auto, as that of
+    Transformer Engine wants every sample padded."""
+    shared = recipe.parallel.context > 1 and recipe.model.attention == "auto"
+    return "torch" if shared else recipe.model.attention
 
 
 def build_model(

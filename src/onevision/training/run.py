@@ -32,6 +32,7 @@ FREE_KEYS = (
     "performance",
     "profile",
     "model.backend",
+    "model.attention",
     "model.recompute",
     "model.recompute_layers",
     "model.recompute_modules",

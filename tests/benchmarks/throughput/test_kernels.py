@@ -16,6 +16,9 @@ NAMES = {
     "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_128x128>": "GEMM",
     "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, cutlass::bfloat16_t>>": "attention",
     "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_3": "attention",
+    # As flash-attn-4 4.0.0b36 calls them, compiled for sm_90a.
+    "kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90FlashAttentionForwardSm90_object_at__tensor": "attention",
+    "kernel_cutlass_kernel_flash_attncuteflash_bwd_postprocessFlashAttentionBackwardPostprocess_object": "attention",
     "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>": "norm+elementwise",
     "triton_red_fused__fused_rms_norm_0": "norm+elementwise",
     "void at::native::multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor<float>>": "optimizer",
