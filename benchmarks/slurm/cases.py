@@ -20,10 +20,10 @@ from onevision.recipe import Recipe, load_recipe
 from onevision.training.history import read_metrics
 
 NODES = 2
-INTERVAL = 15  # steps between checkpoints
-AT_STEP = 20  # a run is disturbed after this step: five after a checkpoint
+INTERVAL = 10  # steps between checkpoints
+AT_STEP = 13  # a run is disturbed after this step: three after a checkpoint
 SETTINGS = (
-    "train.steps=40",
+    "train.steps=28",
     "train.global_batch_size=2",
     f"checkpoint.interval={INTERVAL}",
     "checkpoint.asynchronous=false",

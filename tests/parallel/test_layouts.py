@@ -21,10 +21,10 @@ UNEQUAL = Case("stage1_5", "unequal")
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Runs of four steps."""
+    """Runs of three steps."""
     folder = tmp_path_factory.mktemp("parallel")
     make_inputs(folder)
-    return Comparison(folder, steps=4)
+    return Comparison(folder, steps=3)
 
 
 @pytest.mark.parametrize(
