@@ -19,7 +19,7 @@ from typing import Any
 
 from onevision.corpus.formats.conversation import caption_record, conversation_record, turns_of
 from onevision.corpus.formats.textfile import open_text
-from onevision.corpus.formats.unit import Listing, Rejected, Unit
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import value_digest
@@ -36,7 +36,7 @@ def list_units(data: DataRecipe) -> Listing:
         InputError: there are no tar files.
     """
     source = Path(data.source)
-    files = [source] if source.is_file() else sorted(source.rglob("*.tar"))
+    files = files_below(source, ".tar")
     if not files:
         raise InputError(f"{source} holds no *.tar: data.source must name a folder of WebDataset shards")
     names = [path.relative_to(_folder(data)).as_posix() for path in files]
