@@ -1,4 +1,6 @@
-"""The format `webdataset`: a folder of tar files in which the files of a sample share their name up to the first dot.
+"""The format `webdataset`: a folder of tar files in which the files of a sample share their name up to the first dot
+behind the last slash, as WebDataset has it: in `coyo-1.0/0001.jpg` that is `coyo-1.0/0001`. Hidden files, such as those
+that macOS leaves (`._0001.jpg`), belong to none.
 
 A sample is one of
     key.img0.jpg, key.img1.jpg, …, key.json {images, captions, prompts}   the released packs: a record an image
@@ -58,7 +60,11 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     held_key = ""
     try:
         for name, content in _members(path):
-            key, _, extension = name.removeprefix("./").partition(".")
+            folder, slash, file = name.removeprefix("./").rpartition("/")
+            start, _, extension = file.partition(".")
+            if not start:
+                continue
+            key = folder + slash + start
             if key != held_key and held:
                 yield from _records(held, f"{stem}/{held_key}", source)
                 held = {}
