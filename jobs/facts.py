@@ -107,7 +107,7 @@ class Answers:
 
 def find(root: Path) -> list[Facts]:
     """All runs and jobs in a folder and below, sorted by folder; a run before the jobs beside it."""
-    return [facts for folder in sorted(_walk(root, _DEPTH)) for facts in folder_facts(folder)]
+    return [facts for folder in sorted(_walk(root, _DEPTH, root.resolve())) for facts in folder_facts(folder)]
 
 
 def find_all() -> list[Facts]:
@@ -197,11 +197,12 @@ def _of_job(records: Records, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders that hold a run or the log of a queued job."""
+def _walk(folder: Path, depth: int, root: Path) -> Iterator[Path]:
+    """Folders that hold a run or the log of a queued job. Those that a link brings from outside `root` count, as runs
+    often lie on another disk; a link inside it is another name of what is found anyway."""
     try:
         with os.scandir(folder) as entries:
-            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            names = {entry.name: _enters(entry, root) for entry in entries}
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     if _SUMS in names:  # of a release bundle, with copies of the records of runs
@@ -212,7 +213,16 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     if depth and "records.jsonl" not in names:  # beside records there are their images, millions of them
         for name, is_folder in names.items():
             if is_folder and name not in _CLOSED and not name.startswith("."):
-                yield from _walk(folder / name, depth - 1)
+                yield from _walk(folder / name, depth - 1, root)
+
+
+def _enters(entry: os.DirEntry[str], root: Path) -> bool:
+    try:
+        if not entry.is_symlink():
+            return entry.is_dir()
+        return entry.is_dir() and not Path(entry.path).resolve().is_relative_to(root)
+    except OSError:  # links in a circle
+        return False
 
 
 def _job_files(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Everything that can be refused before a job is queued: all problems at once, each with its value and what to change.
 
-It runs on a login node in less than a second: indexes are opened and not read through, checkpoints are judged by
-checkpoint.json and the sizes of their files, memory is computed.
+It runs on a login node: indexes are read once, for their seals (about 160 bytes a sample), shards are not; checkpoints
+are judged by checkpoint.json and the sizes of their files, memory is computed.
 """
 
 from __future__ import annotations

@@ -58,9 +58,11 @@ def script(recipe_file: Path, site: Site) -> str:
     for here in (Path.cwd(), ROOT):
         text = text.replace(f"{here}/", "").replace(f"--bind {here} ", '--bind "$SLURM_SUBMIT_DIR" ')
     folder = f"{recipe.output}/log/slurm"
+    ranks, batch = site.ranks(NODES), recipe.train.global_batch_size
+    settings = f" train.global_batch_size={-(-batch // ranks) * ranks}" if batch % ranks else ""  # else it is refused
     head = (
         f"# Training of {recipe_file} on {site.name}, without submitit. In the repository's folder:\n"
-        f"#     mkdir -p {folder} && sbatch --nodes={NODES} sbatch/{site.name}/{recipe_file.stem}.sbatch\n"
+        f"#     mkdir -p {folder} && sbatch --nodes={NODES} sbatch/{site.name}/{recipe_file.stem}.sbatch{settings}\n"
         "# Settings of the recipe may follow, as in optimizer.lr=2e-5. Written by `make scripts`, of the profile.\n"
     )
     return text.replace("#!/bin/bash\n", f"#!/bin/bash\n{head}", 1)

@@ -27,6 +27,7 @@ from jobs.slurm import usable_nodes
 from onevision.errors import DataError, Diverged, Hung, InputError, OneVisionError, StorageError, Suspect
 from onevision.files import read_json, write_json
 from onevision.training.bad_steps import read_bad_steps
+from onevision.training.checkpoint_files import checkpoint_steps
 
 AGAIN = 75
 _PERMANENT = (Diverged.exit_code, InputError.exit_code, DataError.exit_code, StorageError.exit_code, 130)
@@ -155,7 +156,7 @@ def progress(run: Path | None) -> tuple[int, int]:
     """Step of the newest checkpoint of a run folder, and of the last row of its metrics; 0 where there is none."""
     if run is None:
         return 0, 0
-    steps = [int(path.name[5:]) for path in run.glob("checkpoints/step_*")]
+    steps = checkpoint_steps(run)
     metrics = run / "metrics.jsonl"
     last = 0
     if metrics.exists():

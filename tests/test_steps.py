@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from onevision.errors import InputError
+from onevision.errors import Busy, InputError
 from onevision.files import one_at_a_time
-from onevision.steps import run_step
+from onevision.steps import run_parts, run_step
 from tests.forks import forked, wait_for
 
 
@@ -53,3 +53,28 @@ def test_one_process_at_a_time_is_within_and_a_killed_one_is_no_longer(tmp_path:
         child.kill()
     with one_at_a_time(file):
         pass
+
+
+def _stays_in_a_part(folder: Path, entered: Path) -> None:
+    def build(work: Path, k: int) -> dict[str, int]:
+        entered.write_text(str(work))
+        signal.pause()
+        return {}
+
+    run_parts("test", folder, {"seed": 1}, 2, build, lambda work, known: {})
+
+
+def test_a_second_process_does_not_write_into_the_same_step(tmp_path: Path) -> None:
+    folder, entered = tmp_path / "output", tmp_path / "entered"
+    with forked(_stays_in_a_part, folder, entered) as child:
+        wait_for(entered.exists)
+        work = tmp_path / ".output.parts"
+        with pytest.raises(Busy, match=rf"output is being written by process {child.process.pid} on "):
+            run_parts("test", folder, {"seed": 2}, 2, lambda *_: {}, lambda *_: {})
+        with pytest.raises(Busy):
+            run_step("test", folder, {"seed": 2}, build)
+        assert (work / "key.json").exists()  # what the first one has made is still there
+        child.kill()
+        child.join()
+    assert not run_step("test", folder, {"seed": 2}, build).skipped
+    assert {path.name for path in tmp_path.iterdir()} == {"entered", "output", ".output.parts"}

@@ -108,6 +108,23 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not valid JSON: {error}") from None
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """Read the values of a file that holds one a line. Lines end with \\n alone: in a JSON text there may be characters
+    that end a line elsewhere, such as U+2028.
+
+    Raises:
+        InputError: the file is missing, cannot be read or is not JSON lines.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
 def read_record(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     """Read a JSON file that holds an object with values of these types under these keys.
 

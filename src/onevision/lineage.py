@@ -14,8 +14,9 @@ def write_lineage(folder: Path, inputs: Mapping[str, Any], parents: Mapping[str,
     """Write lineage.json into `folder`: fingerprints of what was read, and the lineage of what that was made from.
 
     `parents` maps a name to the folder that made it; their own lineage.json or step.json is taken in, down to the
-    source's images.
+    source's images. Of one that is gone it stays what an earlier lineage.json in `folder` says, for the same input.
     """
+    former = read_json(folder / "lineage.json") if (folder / "lineage.json").exists() else {}
     lineage: dict[str, Any] = {"inputs": dict(inputs), "made_from": {}}
     for name, parent in parents.items():
         for file in ("lineage.json", "step.json"):
@@ -23,5 +24,9 @@ def write_lineage(folder: Path, inputs: Mapping[str, Any], parents: Mapping[str,
             if path.exists():
                 lineage["made_from"][name] = {"folder": str(parent), file: read_json(path)}
                 break
+        else:
+            known = former.get("made_from", {}).get(name)
+            if known and former["inputs"].get(name) == inputs.get(name):
+                lineage["made_from"][name] = known
     lineage["fingerprint"] = value_digest(lineage)
     write_json(folder / "lineage.json", lineage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from onevision.errors import DataError, InputError
 from onevision.files import read_json, read_record, replace_folder, storage_errors, write_json
 from onevision.fingerprint import value_digest
+from onevision.locks import step_writer
 from onevision.ranks import ALONE, Ranks
 
 
@@ -44,16 +46,21 @@ def run_step(
 
     Raises:
         InputError: `folder` holds something else than the output of a step.
+        Busy: another process is making it.
     """
     folder = Path(folder)
     if callable(inputs) and (folder / "step.json").exists():
         inputs = inputs()
-    finished = _finished(folder, "" if callable(inputs) else value_digest([name, inputs]))
+    key = "" if callable(inputs) else value_digest([name, inputs])
+    finished = _finished(folder, key)
     if finished is not None:
         return finished
     temporary = folder.with_name(f".{folder.name}.tmp")
     start = time.monotonic()
-    with storage_errors(folder):
+    with storage_errors(folder), step_writer(folder):
+        finished = _finished(folder, key)  # by another process, which this one has waited for
+        if finished is not None:
+            return finished
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -87,7 +94,7 @@ def run_parts(
     also when an interrupted step goes on: for what all parts need and the ranks find together.
 
     Raises:
-        InputError: as `run_step`.
+        InputError, Busy: as `run_step`.
     """
     folder = Path(folder)
     key = value_digest([name, inputs, parts])
@@ -96,7 +103,10 @@ def run_parts(
         return finished
     work = folder.with_name(f".{folder.name}.parts")
     start = time.monotonic()
-    with storage_errors(folder):
+    with storage_errors(folder), step_writer(folder) if ranks.rank == 0 else nullcontext():
+        finished = ranks.first(_finished(folder, key) if ranks.rank == 0 else None)  # by one that was waited for
+        if finished is not None:
+            return finished
         if ranks.rank == 0:
             _enter(work, key)
         ranks.wait()

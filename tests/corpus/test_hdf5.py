@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from onevision.corpus import hdf5
 from onevision.corpus.hdf5 import Column, add_parts, create, open_parts, write_part
 from onevision.errors import DataError
 
@@ -135,3 +141,39 @@ def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
         write_part(tmp_path / PARTS[number], {"table": np.zeros((2, width))}, {"fingerprint": "f"})
     with create(tmp_path / "master.h5") as file, pytest.raises(ValueError, match="too many values"):
         add_parts(file, tmp_path, PARTS[:2], ["table"])
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """Only 16 more files may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    newest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (newest + 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_there_may_be_more_parts_than_open_files(tmp_path: Path, few_files: None) -> None:
+    parts = [f"part-{k}.h5" for k in range(60)]
+    for k, name in enumerate(parts):
+        write_part(tmp_path / name, {"number": np.array([k])}, {"fingerprint": name})
+    with create(tmp_path / "master.h5") as file:
+        add_parts(file, tmp_path, parts, ["number"])
+    with h5py.File(tmp_path / "master.h5", "r") as file:
+        column = open_parts(tmp_path / "master.h5", file, {"number": "<i8"})["number"]
+    gc.collect()
+    np.testing.assert_array_equal(column, np.arange(60))
+    assert not column.pieces[0].flags.writeable
+    del column
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_what_the_system_refuses_is_not_called_damage(master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> memoryview:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(hdf5, "map_file", refuse)
+    line = r"master\.h5 or a part of it cannot be read: Too many open files$"
+    with pytest.raises(DataError, match=line), hdf5.opened(master, 1, "make it", "make it again"):
+        pass

@@ -24,7 +24,7 @@ from onevision.model.presets import PRESETS
 from onevision.recipe import Recipe
 from onevision.steps import run_step
 from onevision.training.checkpoint_files import CHECKPOINT_FILE, commit, find, newest, step_folder, verify, verify_sizes
-from onevision.training.inputs import start_checkpoint
+from onevision.training.inputs import start_weights, verified_start
 from onevision.training.loop import train
 from tests.forks import forked
 from tests.fuzz.harness import Box, campaign
@@ -59,6 +59,14 @@ def run_folder(box: Box) -> Path:
     return run
 
 
+def started(recipe: Recipe) -> Any:
+    """The checkpoint that a run would load to start from."""
+    found, _ = start_weights(recipe)
+    assert found is not None
+    verified_start(recipe, found[0])
+    return found
+
+
 def looked_for(box: Box, run: Path, marker: Path) -> None:
     """Every way to a checkpoint of the run, of which the newer is damaged."""
     folder = step_folder(run, 2)
@@ -66,8 +74,8 @@ def looked_for(box: Box, run: Path, marker: Path) -> None:
     content, _ = box.attempt(lambda: find(folder, verify))
     box.attempt(lambda: find(folder, verify_sizes), count=False)
     recipe = Recipe(model=replace(Recipe().model, preset="tiny"), train=replace(Recipe().train, init_from=str(run)))
-    for call in (lambda: newest(run), lambda: start_checkpoint(recipe, verify), lambda: find(run)):
-        found, _ = box.attempt(call, errors=(InputError,), count=False)
+    for call in (lambda: newest(run), lambda: started(recipe), lambda: find(run)):
+        found, _ = box.attempt(call, errors=(InputError, DataError), count=False)
         if content is None and found is not None:
             assert found[0] == step_folder(run, 1) and value_digest(found[1]) == older
     assert not marker.exists()

@@ -14,7 +14,7 @@ from jobs.cluster import ROOT, Work, parameters, script_text
 from jobs.scripts import scripts
 from jobs.sites import Site, find_site
 from jobs.train import train_work
-from onevision.recipe import load_recipe
+from onevision.recipe import layout_problems, load_recipe
 
 pytestmark = pytest.mark.usefixtures("srun")
 
@@ -119,6 +119,13 @@ def test_a_plain_script_asks_for_what_submitit_asks_for() -> None:
     theirs = options(script_text(training(), site))
     assert ours.keys() == theirs.keys()
     assert {key for key in ours if ours[key] != theirs[key].replace(f"{ROOT}/", "")} == set()
+
+
+def test_the_command_in_a_plain_script_has_a_batch_that_its_ranks_can_share() -> None:
+    for path, text in scripts().items():
+        nodes, settings = re.findall(r"sbatch --nodes=(\d+) \S+\.sbatch(.*)", text)[0]
+        recipe = load_recipe(f"jobs/recipes/8b/{path.stem}.yaml", settings.split())
+        assert layout_problems(recipe, find_site(path.parts[1]).ranks(int(nodes))) == []
 
 
 def test_a_plain_script_names_no_place_of_this_machine() -> None:

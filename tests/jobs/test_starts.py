@@ -324,3 +324,10 @@ def test_where_it_is_not_known_which_node_erred_none_is_left_out(
     capsys.readouterr()
     assert end(records, 77, 3, run) == AGAIN
     assert capsys.readouterr().out == "" and not records.excluded()
+
+
+def test_a_checkpoint_that_was_put_aside_is_none(records: Records, run: Path, start: Callable[[int], None]) -> None:
+    checkpoint(run, 10)
+    (run / "checkpoints" / "step_00000020.bad").mkdir()
+    start(0)
+    assert records.events()[-1]["checkpoint"] == 10

@@ -194,6 +194,15 @@ def test_runs_without_slurm() -> None:
     assert [rows[label].step for label in ("new", "start", "stopped")] == ["0/800", "", "3/800"]
 
 
+def test_runs_on_another_disk_are_shown_once(tmp_path: Path) -> None:
+    make_run(Path("runs/here"), step=3)
+    make_run(tmp_path / "disk" / "stage1", step=4)
+    Path("runs/8b").symlink_to(tmp_path / "disk")
+    Path("runs/latest").symlink_to("here")
+    Path("runs/circle").symlink_to("circle")
+    assert {label: row.step for label, row in rows_of().items()} == {"here": "3/800", "8b/stage1": "4/800"}
+
+
 HOLD = """
 import fcntl, os, platform, sys
 file = open(sys.argv[1], "a+")

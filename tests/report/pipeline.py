@@ -122,7 +122,7 @@ def write_evaluation(root: Path, name: str, shares: Sequence[float]) -> None:
             "language": question.language,
             "text": question.text,
             "answer": question.answer,
-            "output": question.answer if correct else "<wrong & 错>",
+            "output": question.answer if correct else "<wrong & 错>\u2028second line",
             "correct": correct,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")

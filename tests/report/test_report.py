@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from onevision.corpus.reader import CorpusReader
+from onevision.files import read_json_lines
 from onevision.report.examples import SHOWN, choose, example_groups
 from onevision.report.picture import write_picture
 from onevision.report.report import render, write_report
@@ -128,7 +129,7 @@ def test_single_run(copied: PipelineFolders) -> None:
 
 def test_answers_to_another_corpus_have_no_images(copied: PipelineFolders) -> None:
     path = copied.after / "answers.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(path)
     path.write_text(
         "".join(json.dumps(row | {"id": f"other-{row['id']}"}) + "\n" for row in rows), encoding="utf-8"
     )

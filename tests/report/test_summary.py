@@ -10,7 +10,7 @@ import pytest
 from onevision.corpus.reader import CorpusReader
 from onevision.errors import InputError
 from onevision.evaluation.accuracy import questions
-from onevision.files import read_json, write_json
+from onevision.files import read_json, read_json_lines, write_json
 from onevision.report.results import PipelineFolders, make_command
 from onevision.report.summary import build_summary, write_summary
 from tests.report.pipeline import ENVIRONMENT, folders, write_stage
@@ -35,9 +35,7 @@ def test_categories_are_those_of_the_answers(finished: PipelineFolders) -> None:
     summary = build_summary(finished)
     asked = questions(CorpusReader(finished.heldout))
     assert set(summary["categories"]) == {question.category for question in asked}
-    answers = [
-        json.loads(line) for line in (finished.after / "answers.jsonl").read_text("utf-8").splitlines()
-    ]
+    answers = read_json_lines(finished.after / "answers.jsonl")
     for name, entry in summary["categories"].items():
         scores = [answer["correct"] for answer in answers if answer["category"] == name]
         assert entry["n"] == len(scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +13,11 @@ from unittest.mock import ANY
 
 import pytest
 
-from onevision.errors import Busy, InputError
+from onevision.errors import Busy, DataError, InputError
 from onevision.files import read_json
 from onevision.recipe import CheckpointRecipe, Recipe, load_recipe, recipe_dict
 from onevision.training import checkpoint_files
-from onevision.training.checkpoint_files import checkpoint_steps, find
+from onevision.training.checkpoint_files import checkpoint_steps, find, step_folder
 from onevision.training.history import read_metrics
 from onevision.training.local_copy import LocalCopies
 from onevision.training.loop import initialise, train
@@ -165,6 +166,34 @@ def test_stages_follow_each_other_without_conversion(make_recipe: MakeRecipe) ->
     first, second = read_metrics(stage1.output), read_metrics(stage2.output)
     assert first[-1]["loss"] < first[0]["loss"]
     assert second[0]["loss"] < first[0]["loss"]
+
+
+def test_a_run_that_has_begun_does_without_its_start_weights(make_recipe: MakeRecipe) -> None:
+    stage0 = make_recipe("stage0", stage="stage0")
+    initialise(stage0)
+    recipe = make_recipe(init_from=stage0.output)
+    train(recipe)
+    lineage = read_json(Path(recipe.output) / "lineage.json")
+    (Path(recipe.output) / "step.json").unlink()
+    shutil.rmtree(step_folder(recipe.output, 6))
+    shutil.rmtree(stage0.output)
+    assert train(recipe)["resumed_after"] == 4
+    assert read_json(Path(recipe.output) / "lineage.json") == lineage
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        train(make_recipe("other", init_from=stage0.output))
+
+
+def test_damaged_start_weights_are_refused_before_they_are_loaded(make_recipe: MakeRecipe) -> None:
+    stage0 = make_recipe("stage0", stage="stage0")
+    initialise(stage0)
+    path = step_folder(stage0.output, 0) / "__0_0.distcp"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    recipe = make_recipe(init_from=stage0.output)
+    with pytest.raises(DataError, match=r"train\.init_from=.*__0_0\.distcp was altered.*bring it back"):
+        train(recipe)
+    path.write_bytes(whole)
+    assert train(recipe)["resumed_after"] == 0
 
 
 def test_another_recipe_in_the_same_folder_is_refused(make_recipe: MakeRecipe) -> None:

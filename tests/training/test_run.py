@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from onevision import locks
 from onevision.errors import Busy, InputError
 from onevision.files import read_json, write_json
 from onevision.recipe import Recipe, recipe_from
-from onevision.training import run as run_folder
 from onevision.training.run import deciding_values, lock_run, open_run
 from tests.forks import forked, wait_for
 
@@ -34,7 +34,7 @@ def test_a_holder_that_lives_here_is_named_at_once(tmp_path: Path, monkeypatch: 
     holder = f"{os.getpid()} on {platform.node()}"
     with forked(hold, tmp_path, holder):
         wait_for((tmp_path / "held").exists)
-        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: pytest.fail("it waits"))
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds: pytest.fail("it waits"))
         with pytest.raises(Busy, match=f"is being written by process {holder}: wait"), lock_run(tmp_path):
             pass
 
@@ -46,7 +46,7 @@ def test_a_lock_that_lingers_is_waited_for(
     with forked(hold, tmp_path, holder) as child:
         wait_for((tmp_path / "held").exists)
         # The first time that the lock is waited for, its holder ends.
-        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: child.kill())
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds: child.kill())
         with lock_run(tmp_path):
             assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
     assert f"is held by process {holder or 'unknown'}: waiting up to 120 s" in capsys.readouterr().out

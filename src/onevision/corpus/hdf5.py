@@ -20,9 +20,10 @@ not lead out of the folder, and types and shapes are compared with those that ar
 
 from __future__ import annotations
 
+import errno
 import io
 import math
-import mmap
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 
 from onevision.errors import DataError, InputError
 from onevision.fingerprint import file_digest
+from onevision.mapped import map_file
 
 FEW = 64  # rows that are faster looked up one by one than piece by piece
 
@@ -115,7 +117,7 @@ def opened(path: Path, format_version: int, absent: str, again: str) -> Iterator
     if not path.is_file():
         raise InputError(f"{path} does not exist: {absent}")
     try:
-        with _mapped_file(path) as memory:
+        with map_file(path) as memory:
             _check_seal(path, memory)
         with h5py.File(path, "r") as file:
             version = file.attrs["format_version"]
@@ -124,10 +126,16 @@ def opened(path: Path, format_version: int, absent: str, again: str) -> Iterator
             yield file
     except DataError as error:
         raise DataError(f"{error}: {again}") from None
+    except OSError as error:
+        if error.errno in _SYSTEM:
+            raise DataError(f"{path} or a part of it cannot be read: {os.strerror(error.errno)}") from None
+        raise DataError(f"{path} is damaged ({error}): {again}") from None
     except _BROKEN as error:
         raise DataError(f"{path} is damaged ({error}): {again}") from None
 
 
+# Errors of the machine or its file system, which say nothing of the file: making it again would not help.
+_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 # What h5py and NumPy say to a file that is not as it should be.
 _BROKEN = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 SEAL = b"\nonevision, xxh3_128 of all before: "
@@ -149,13 +157,13 @@ def seal_file(path: Path) -> None:
         file.write(_seal(digest))
 
 
-def _check_seal(path: Path, memory: mmap.mmap) -> None:
+def _check_seal(path: Path, memory: memoryview) -> None:
     """Compare the bytes of the file `path` with its seal.
 
     Raises:
         DataError: they are others, or there is none.
     """
-    with memoryview(memory) as whole, whole[: max(0, len(whole) - _SEAL_BYTES)] as content:
+    with memory[: max(0, len(memory) - _SEAL_BYTES)] as content:
         if memory[len(content) :] != _seal(xxhash.xxh3_128_hexdigest(content)):
             raise DataError(f"{path} is damaged (the digest at its end is not that of its content)")
 
@@ -268,7 +276,7 @@ def open_parts(
         memory = _map_part(path, name, size)
         start, ours = starts[number], fingerprints[number].encode()
         if memory[start : start + len(ours)] != ours:
-            found = memory[start : start + len(ours)].decode(errors="replace")
+            found = bytes(memory[start : start + len(ours)]).decode(errors="replace")
             raise DataError(f"{path.parent / name} has fingerprint {found}, {path.name} says {fingerprints[number]}")
         if sealed:
             _check_seal(path.parent / name, memory)
@@ -283,7 +291,7 @@ def open_parts(
     return found_columns
 
 
-def _map_part(path: Path, name: str, size: int) -> mmap.mmap:
+def _map_part(path: Path, name: str, size: int) -> memoryview:
     """A part of the master at `path` as read-only memory: shared by processes, safe to fork."""
     if name in ("", "..") or "/" in name:
         raise ValueError(f"it names the part {name!r}, which is not in its folder")
@@ -292,20 +300,9 @@ def _map_part(path: Path, name: str, size: int) -> mmap.mmap:
         found = part.stat().st_size
         if found != size:
             raise DataError(f"{part} has {found} bytes, {path.name} says {size}")
-        return _mapped_file(part)
+        return map_file(part)
     except FileNotFoundError:
         raise DataError(f"{part} is missing, {path.name} says {size} bytes") from None
-
-
-def _mapped_file(path: Path) -> mmap.mmap:
-    """A file as read-only memory.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is empty.
-    """
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def check_part(path: Path) -> None:
@@ -314,7 +311,7 @@ def check_part(path: Path) -> None:
     Raises:
         DataError: its bytes are others.
     """
-    with _mapped_file(path) as memory:
+    with map_file(path) as memory:
         _check_seal(path, memory)
 
 

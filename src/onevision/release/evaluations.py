@@ -10,7 +10,7 @@ from typing import Any
 
 from onevision.errors import InputError
 from onevision.evaluation.harness.places import FOLDER, MODELS
-from onevision.files import read_json, write_json, write_text
+from onevision.files import read_json, read_json_lines, write_json, write_text
 
 KEPT = ("row", "turn", "id", "category", "language", "output", "correct")  # of answers.jsonl: no question, no answer
 
@@ -62,7 +62,6 @@ def write_held_out(found: HeldOut, folder: Path) -> None:
     """Write the record, and of every answer what the model said; questions and right answers are data."""
     write_json(folder / "step.json", found.record)
     lines = []
-    for line in (found.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(found.folder / "answers.jsonl"):
         lines.append(json.dumps({key: row[key] for key in KEPT if key in row}, ensure_ascii=False) + "\n")
     write_text(folder / "answers.jsonl", "".join(lines))

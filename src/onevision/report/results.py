@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from onevision.corpus.reader import CorpusReader
 from onevision.errors import DataError, InputError, OneVisionError
 from onevision.evaluation.accuracy import chance_levels, questions
 from onevision.evaluation.harness.places import read_results as read_task_results
-from onevision.files import read_json
+from onevision.files import read_json, read_json_lines
 from onevision.recipe import Recipe, load_recipe
 from onevision.training.bad_steps import NAME
 from onevision.training.history import read_metrics
@@ -218,10 +217,9 @@ def _evaluation(folder: Path, what: str, notes: list[str]) -> Evaluation | None:
     if record is None:
         return None
     try:
-        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        return Evaluation(record, [json.loads(line) for line in lines])
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        notes.append(f"{what}: {folder / 'answers.jsonl'} cannot be read ({error}); evaluate again")
+        return Evaluation(record, read_json_lines(folder / "answers.jsonl"))
+    except InputError as error:
+        notes.append(f"{what}: {error}; evaluate again")
         return None
 
 

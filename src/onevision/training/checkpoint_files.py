@@ -4,8 +4,9 @@ A checkpoint is complete or not there: `checkpoints/step_00000100/` appears by o
 written, `checkpoint.json` lists its files with size and digest.
 
 Some of its files are pickles, which can run any code when they are loaded: whoever loads a checkpoint has it from
-`find` or `newest` with `verify`, which read no pickle, and find only files that are as they were written. A checkpoint
-from elsewhere is to be trusted like a program; weights in safetensors (`make import`) are not pickles.
+`find` or `newest` with `verify`, or has called `verify`: it reads no pickle, and accepts only files that are as they
+were written. A checkpoint from elsewhere is to be trusted like a program; weights in safetensors (`make import`) are
+not pickles.
 """
 
 from __future__ import annotations

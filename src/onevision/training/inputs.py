@@ -12,28 +12,31 @@ from onevision.corpus.index import CorpusIndex
 from onevision.corpus.reader import CorpusReader
 from onevision.data.sources import Source, Sources, by_source, entries_of
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
-from onevision.errors import InputError, OneVisionError
+from onevision.errors import DataError, InputError, OneVisionError
+from onevision.files import read_record
 from onevision.model.presets import PRESETS
 from onevision.packing.index import PackIndex, check_attributes, length_attributes, pack_attributes
 from onevision.recipe import DataRecipe, Recipe
-from onevision.training.checkpoint_files import check_architecture, find, verify, verify_sizes
+from onevision.training.checkpoint_files import check_architecture, checkpoint_steps, find, verify, verify_sizes
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tokenizer, corpora with their packs, and the checkpoint to start from, if any (its folder and content)."""
+    """Tokenizer, corpora with their packs, and the checkpoint to start from, if any (its folder and content), with its
+    fingerprint. Of a run that has begun, only the fingerprint may be left."""
 
     tokenizer: Tokenizer
     sources: Sources
     start_from: tuple[Path, dict[str, Any]] | None
+    start_fingerprint: str
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What the result depends on, beside the recipe."""
         opened = [(source.corpus.index, source.packs) for source in self.sources.sources]
-        return fingerprints(self.tokenizer, opened, self.start_from)
+        return fingerprints(self.tokenizer, opened, self.start_fingerprint)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def parents(recipe: Recipe) -> dict[str, str]:
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
-    """Open what the recipe names.
+    """Open what the recipe names. Of the checkpoint to start from the content is not read: all ranks of a job do this,
+    at every start; `verified_start` reads it, once.
 
     Raises:
         InputError: something is missing, or packs, corpus, tokenizer, start weights and model do not fit together.
@@ -73,7 +77,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     tokenizer = model_tokenizer(recipe)
     sources = open_sources(recipe.data)
     sources.check(recipe.data, tokenizer)
-    return Inputs(tokenizer, sources, start_checkpoint(recipe, verify) if recipe.train.init_from else None)
+    return Inputs(tokenizer, sources, *start_weights(recipe))
 
 
 def open_sources(data: DataRecipe) -> Sources:
@@ -122,11 +126,9 @@ def check_inputs(recipe: Recipe, waits_for: Collection[str] = ()) -> Findings:
             for index, attributes, command in checks:
                 for name, value in attributes.items():
                     attempt(partial(check_attributes, index, {name: value}, command))
-    start_from = None
-    if recipe.train.init_from:
-        start_from = opened("train.init_from", lambda: start_checkpoint(recipe, verify_sizes))
+    weights = opened("train.init_from", lambda: start_weights(recipe))
     in_order = [packs for _, packs in found if packs is not None]
-    return Findings(problems, fingerprints(tokenizer, found, start_from), in_order)
+    return Findings(problems, fingerprints(tokenizer, found, weights[1] if weights else ""), in_order)
 
 
 def _key(recipe: Recipe, number: int, name: str) -> str:
@@ -149,32 +151,62 @@ def model_tokenizer(recipe: Recipe) -> Tokenizer:
     return tokenizer
 
 
-def start_checkpoint(recipe: Recipe, check: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Folder and content of the checkpoint that `train.init_from` names and `check` accepts.
+def start_weights(recipe: Recipe) -> tuple[tuple[Path, dict[str, Any]] | None, str]:
+    """The checkpoint that `train.init_from` names, if it names one, whole by the sizes of its files, and its
+    fingerprint. A run that has checkpoints of its own does without: where it is gone, only the fingerprint is left.
 
     Raises:
         InputError: there is none, or it is of another model size.
         DataError: it is broken.
     """
-    found = find(recipe.train.init_from, check)
+    if not recipe.train.init_from:
+        return None, ""
+    try:
+        found = find(recipe.train.init_from, verify_sizes)
+    except OneVisionError:
+        if recorded := _recorded_start(recipe):
+            return None, recorded
+        raise
     check_architecture(*found, PRESETS[recipe.model.preset])
-    return found
+    return found, found[1]["fingerprint"]
+
+
+def verified_start(recipe: Recipe, folder: Path) -> None:
+    """Read the checkpoint to start from, in `folder`, whole, and compare it with its digests.
+
+    Raises:
+        DataError: it is not as it was written.
+    """
+    try:
+        verify(folder)
+    except DataError as error:
+        raise DataError(
+            f"train.init_from={recipe.train.init_from}: {error}; bring it back, or name another checkpoint"
+        ) from None
+
+
+def _recorded_start(recipe: Recipe) -> str:
+    """Fingerprint of the weights that a run began with, as it is known to one that has checkpoints of its own."""
+    record = Path(recipe.output) / "run.json"
+    if not recipe.output or not checkpoint_steps(recipe.output) or not record.exists():
+        return ""
+    return str(read_record(record, inputs=dict)["inputs"].get("init_from", ""))
 
 
 def fingerprints(
     tokenizer: Tokenizer | None,
     sources: Sequence[tuple[CorpusIndex | None, PackIndex | None]],
-    start_from: tuple[Path, dict[str, Any]] | None,
+    start: str,
 ) -> dict[str, str]:
-    """Fingerprints of what there is, by name."""
+    """Fingerprints of what there is, by name; `start` is that of the weights to start from."""
     found = {
         **by_source("packs", ["" if packs is None else packs.fingerprint for _, packs in sources]),
         **by_source("corpus", ["" if corpus is None else corpus.fingerprint for corpus, _ in sources]),
     }
     if tokenizer is not None:
         found["tokenizer"] = tokenizer.fingerprint
-    if start_from is not None:
-        found["init_from"] = start_from[1]["fingerprint"]
+    if start:
+        found["init_from"] = start
     return {name: fingerprint for name, fingerprint in found.items() if fingerprint}
 
 

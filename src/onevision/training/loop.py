@@ -30,7 +30,7 @@ from onevision.training.environment import training_facts, write_environment
 from onevision.training.flops import device_peak
 from onevision.training.guard import Guard
 from onevision.training.heartbeat import Heartbeat
-from onevision.training.inputs import open_inputs, parents
+from onevision.training.inputs import open_inputs, parents, verified_start
 from onevision.training.local_copy import LocalCopies, discard, let_go
 from onevision.training.metrics import Metrics, TrainingProgress, step_row
 from onevision.training.optimizer import gathered_weights
@@ -132,7 +132,9 @@ def train(
             parts = build_parts(recipe, device)
             architecture = parts[0].architecture
             if found is None and local is None and inputs.start_from is not None:
-                checkpoint.load_model(*inputs.start_from, *parts)  # before the optimizer copies its FP32 masters
+                folder, content = inputs.start_from
+                agreed(partial(verified_start, recipe, folder) if first else lambda: None)
+                checkpoint.load_model(folder, content, *parts)  # before the optimizer copies its FP32 masters
             categories = inputs.sources.categories
             stepper = Stepper(recipe, parts, len(categories))
             optimizer, scheduler = stepper.optimizer, stepper.scheduler

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
 import re
 import secrets
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import psutil
-
-from onevision.errors import Busy, InputError
+from onevision.errors import InputError
 from onevision.files import read_json, read_record, storage_errors, write_json
+from onevision.locks import PATIENCE, sole_writer
 from onevision.recipe import ENTRY_LISTS, Recipe, recipe_dict, save_recipe
 
 # What may change between two starts of the same run, because it changes no result. The parallel layout, like the number
@@ -137,44 +132,6 @@ def changes(before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unkn
     ]
 
 
-@contextmanager
-def lock_run(run: Path, patience: float = 120.0) -> Iterator[None]:
-    """Keep two processes from training in one folder.
-
-    It is a record lock, which forked helpers do not inherit: it ends with this process, however that ends. The lock of
-    a node that died lingers on a shared file system, for NFS until its lease is over (90 s): it is waited for, up to
-    `patience` seconds. A holder that lives on this machine is not.
-
-    Raises:
-        Busy: another process holds it.
-        InputError: the file system has no locks.
-    """
-    with (run / ".lock").open("a+") as file:
-        _acquire(file, run, patience)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
-def _acquire(file: TextIO, run: Path, patience: float) -> None:
-    end = time.monotonic() + patience
-    announced = False
-    while True:
-        try:
-            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # EAGAIN, EACCES: it is held
-            pass
-        except OSError as error:
-            what = f"{run / '.lock'} cannot be locked: {error.strerror}"
-            raise InputError(f"{what}; choose an output on a file system with locks") from None
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        known = re.fullmatch(r"(\d+) on (.+)", holder)
-        alive = known is not None and known[2] == platform.node() and psutil.pid_exists(int(known[1]))
-        if alive or time.monotonic() >= end:
-            raise Busy(f"{run} is being written by process {holder}: wait for it or stop it")
-        if not announced:
-            print(f"{run} is held by process {holder}: waiting up to {patience:g} s for it to end", flush=True)
-            announced = True
-        time.sleep(min(0.5, patience))
+def lock_run(run: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
+    """Keep two processes from training in one folder: `onevision.locks.sole_writer`."""
+    return sole_writer(run / ".lock", run, patience)

@@ -18,6 +18,10 @@ def recipe(source: Path, **options: Any) -> DataRecipe:
     return DataRecipe(source=str(source), format="webdataset", **options)
 
 
+def sample(k: int) -> list[tuple[str, bytes]]:
+    return [("jpg", jpeg(k)), ("txt", EN.format(k).encode())]
+
+
 def test_packs_captions_and_conversations(tmp_path: Path) -> None:
     write_webdataset(tmp_path)
     records = read(recipe(tmp_path))
@@ -43,6 +47,25 @@ def test_images_of_a_sample_are_in_the_order_of_their_names(tmp_path: Path) -> N
     write_tar(tmp_path / "x.tar", files)
     (record,) = read(recipe(tmp_path))
     assert isinstance(record, Record) and record.images == tuple(jpeg(k) for k in (0, 1, 9, 10))
+
+
+def test_a_dot_in_the_name_of_a_folder_does_not_join_its_samples(tmp_path: Path) -> None:
+    files = [(f"./coyo-1.0/{k}.{name}", content) for k in range(3) for name, content in sample(k)]
+    files.insert(1, ("./coyo-1.0/._0.jpg", b"left by macOS"))
+    write_tar(tmp_path / "x.tar", files)
+    records = read(recipe(tmp_path))
+    assert [record.id for record in records] == [f"x/coyo-1.0/{k}" for k in range(3)]
+    assert [record.images for record in records if isinstance(record, Record)] == [(jpeg(k),) for k in range(3)]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    write_tar(source / "a.tar", [(f"0.{name}", content) for name, content in sample(0)])
+    write_tar(elsewhere / "deep/b.tar", [(f"0.{name}", content) for name, content in sample(1)])
+    (source / "more").symlink_to(elsewhere)
+    (elsewhere / "deep/back").symlink_to(elsewhere)
+    assert [unit.file for unit in list_units(recipe(source)).units] == ["a.tar", "more/deep/b.tar"]
+    assert len(read(recipe(source))) == 2
 
 
 def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import xxhash
 from onevision.corpus.formats.conversation import conversation_record, turns_of
 from onevision.corpus.formats.images import check_names, image_states, read_image
 from onevision.corpus.formats.textfile import Row, cut, is_array, read_array, read_lines
-from onevision.corpus.formats.unit import Listing, Rejected, Unit
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import file_digest
@@ -31,7 +31,7 @@ def list_units(data: DataRecipe) -> Listing:
         InputError: there is no JSON, or it cannot be read.
     """
     source = Path(data.source)
-    files = [source] if source.is_file() else sorted([*source.rglob("*.json"), *source.rglob("*.jsonl")])
+    files = files_below(source, ".json", ".jsonl")
     if not files:
         raise InputError(f"{source} holds no *.json or *.jsonl: data.source must name LLaVA JSON or a folder of it")
     root = _image_root(data)

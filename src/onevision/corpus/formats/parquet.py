@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from onevision.corpus.formats.conversation import TURNS, caption_record, conversation_record
 from onevision.corpus.formats.textfile import open_text
-from onevision.corpus.formats.unit import Listing, Rejected, Unit
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import value_digest
@@ -59,7 +59,7 @@ def list_units(data: DataRecipe) -> Listing:
         InputError: there are no Parquet files, or the first that can be read lacks the columns.
     """
     source = Path(data.source)
-    files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
+    files = files_below(source, ".parquet")
     if not files:
         raise InputError(f"{source} holds no *.parquet: data.source must name a folder of Parquet files")
     with ThreadPoolExecutor(FOOTERS) as pool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from onevision.errors import InputError
 
 MAX_DETAIL = 300  # characters of what is said of a rejected record
 
@@ -43,3 +48,33 @@ class Rejected:
     id: str
     reason: str
     detail: str
+
+
+def files_below(source: Path, *suffixes: str) -> list[Path]:
+    """The files with one of the suffixes (".tar") in a folder and in all below it, sorted; `source` itself if it is a
+    file.
+
+    Folders are entered by links too, as large sources are often put together of them; `Path.rglob` passes over those
+    without a word, and over folders that may not be read. A link that leads back to a folder above it ends there.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    if source.is_file():
+        return [source]
+    try:
+        return sorted(_below(source, suffixes, ())) if source.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _below(folder: Path, suffixes: tuple[str, ...], above: tuple[Path, ...]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:  # it knows what is a folder without another question to the file system
+            if entry.is_dir():
+                yield from _below(Path(entry.path), suffixes, (*above, here))
+            elif entry.name.endswith(suffixes):
+                yield Path(entry.path)

@@ -1,4 +1,6 @@
-"""The format `webdataset`: a folder of tar files in which the files of a sample share their name up to the first dot.
+"""The format `webdataset`: a folder of tar files in which the files of a sample share their name up to the first dot
+behind the last slash, as WebDataset has it: in `coyo-1.0/0001.jpg` that is `coyo-1.0/0001`. Hidden files, such as those
+that macOS leaves (`._0001.jpg`), belong to none.
 
 A sample is one of
     key.img0.jpg, key.img1.jpg, …, key.json {images, captions, prompts}   the released packs: a record an image
@@ -19,7 +21,7 @@ from typing import Any
 
 from onevision.corpus.formats.conversation import caption_record, conversation_record, turns_of
 from onevision.corpus.formats.textfile import open_text
-from onevision.corpus.formats.unit import Listing, Rejected, Unit
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import value_digest
@@ -36,7 +38,7 @@ def list_units(data: DataRecipe) -> Listing:
         InputError: there are no tar files.
     """
     source = Path(data.source)
-    files = [source] if source.is_file() else sorted(source.rglob("*.tar"))
+    files = files_below(source, ".tar")
     if not files:
         raise InputError(f"{source} holds no *.tar: data.source must name a folder of WebDataset shards")
     names = [path.relative_to(_folder(data)).as_posix() for path in files]
@@ -58,7 +60,11 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     held_key = ""
     try:
         for name, content in _members(path):
-            key, _, extension = name.removeprefix("./").partition(".")
+            folder, slash, file = name.removeprefix("./").rpartition("/")
+            start, _, extension = file.partition(".")
+            if not start:
+                continue
+            key = folder + slash + start
             if key != held_key and held:
                 yield from _records(held, f"{stem}/{held_key}", source)
                 held = {}
