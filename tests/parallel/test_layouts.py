@@ -50,7 +50,7 @@ def test_a_layout_trains_what_one_process_trains(comparison: Comparison, layout:
     [("TP2, vision split", "PP2xVPP2"), ("PP2xDP2", "TP2xCP2+SP"), ("CP2", "one process")],
 )
 def test_a_run_goes_on_in_another_layout(comparison: Comparison, before: str, after: str) -> None:
-    found = comparison.resumed(named(before), named(after), UNEQUAL, stop_after=2)
+    found = comparison.resumed(named(before), named(after), UNEQUAL, stop_after=1)
     assert found.met, found
 
 
