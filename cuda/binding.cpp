@@ -158,7 +158,7 @@ T* made(const Tensor& beside, int64_t count, ScalarType type, std::vector<Tensor
 
 using SevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <auto kernel, auto blocks>
+template <auto kernel, auto blocks, auto words>
 SevenTensors assemble(const Tensor& ids, const Tensor& target, const Tensor& sample_offsets, const Tensor& pack_offsets,
                       int64_t sequence_length, int64_t filling, int64_t image_pad, int64_t image_tokens) {
   check_dense("ids", ids, ScalarType::Long, ids);
@@ -190,7 +190,8 @@ SevenTensors assemble(const Tensor& ids, const Tensor& target, const Tensor& sam
                     made<int32_t>(ids, samples + 1, ScalarType::Int, made_tensors),
                     made<int64_t>(ids, image_tokens, ScalarType::Long, made_tensors),
                     made<int64_t>(ids, 1, ScalarType::Long, made_tensors),
-                    made<int32_t>(ids, blocks(total), ScalarType::Int, made_tensors)};
+                    made<int32_t>(ids, blocks(total), ScalarType::Int, made_tensors),
+                    made<int32_t>(ids, words(total), ScalarType::Int, made_tensors)};
   check_launch("onevision::assemble", kernel(in, out, place.stream));
   const auto& t = made_tensors;
   return {t[0], t[1], t[2], t[3], t[4], t[5], t[6]};
@@ -289,7 +290,7 @@ LIBRARY_IMPL(ONEVISION_NAMESPACE, CPU, m) {
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ON_CPU(ov_rotary_angles)>));
   m.impl("scatter_features", TORCH_BOX(&scatter_features<ON_CPU(ov_scatter)>));
   m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ON_CPU(ov_scatter_backward)>));
-  m.impl("assemble", TORCH_BOX((&assemble<ON_CPU(ov_assemble), ON_CPU(ov_assemble_blocks)>)));
+  m.impl("assemble", TORCH_BOX((&assemble<ON_CPU(ov_assemble), ON_CPU(ov_assemble_blocks), ON_CPU(ov_assemble_words)>)));
   m.impl("resize_patches", TORCH_BOX(&resize_patches<ON_CPU(ov_resize_patches)>));
 }
 
@@ -299,7 +300,7 @@ LIBRARY_IMPL(ONEVISION_NAMESPACE, CUDA, m) {
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ov_rotary_angles>));
   m.impl("scatter_features", TORCH_BOX(&scatter_features<ov_scatter>));
   m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ov_scatter_backward>));
-  m.impl("assemble", TORCH_BOX((&assemble<ov_assemble, ov_assemble_blocks>)));
+  m.impl("assemble", TORCH_BOX((&assemble<ov_assemble, ov_assemble_blocks, ov_assemble_words>)));
   m.impl("resize_patches", TORCH_BOX(&resize_patches<ov_resize_patches>));
 }
 #endif

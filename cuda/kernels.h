@@ -73,6 +73,7 @@ struct OvBatch {
   int64_t* image_slots;   // [image_tokens]; -1 where there are fewer
   int64_t* image_count;   // [1], how many there are
   int32_t* block_images;  // scratch, [ov_assemble_blocks(places)]
+  int32_t* image_bits;    // scratch, [ov_assemble_words(places)]
 };
 
 #define OV_ASSEMBLE(name) int name(OvSamples in, OvBatch out, void* stream)
@@ -80,6 +81,8 @@ OV_ASSEMBLE(ov_assemble);
 OV_ASSEMBLE(ov_assemble_twin);
 int64_t ov_assemble_blocks(int64_t places);
 int64_t ov_assemble_blocks_twin(int64_t places);
+int64_t ov_assemble_words(int64_t places);
+int64_t ov_assemble_words_twin(int64_t places);
 
 // An image of height x width pixels that becomes rows x columns patches; see resize.h for plans.
 struct OvImage {
