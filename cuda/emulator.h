@@ -80,6 +80,8 @@ inline unsigned bfloat16_pair(float low, float high) {
   return static_cast<unsigned>(__float2bfloat16_rn(high)) << 16 | __float2bfloat16_rn(low);
 }
 
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
 inline void sincosf(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
   *cosine = std::cos(angle);
