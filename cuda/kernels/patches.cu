@@ -25,6 +25,12 @@ namespace {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
+// Blocks of threads on a multiprocessor, as many as leave each thread the registers that it needs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int RESIDENT = 6, RESIDENT_IN_PARTS = 3;
+#else
+constexpr int RESIDENT = 7, RESIDENT_IN_PARTS = 4;
+#endif
 constexpr int SIDE = 2 * OV_PATCH;       // pixels along the side of a block of patches
 constexpr int VALUES = 3 * SIDE * SIDE;  // of a block of patches
 constexpr int STEP = 32;                 // samples that a matrix product sums
@@ -415,7 +421,7 @@ __device__ void finish_all(const unsigned (&sums)[TILES][4], const OvScale& scal
 
 // If SIMPLE, the samples of all blocks of patches are one part along both axes.
 template <typename T, bool SIMPLE>
-__global__ void __launch_bounds__(THREADS, SIMPLE ? 7 : 4)
+__global__ void __launch_bounds__(THREADS, SIMPLE ? RESIDENT : RESIDENT_IN_PARTS)
     patches_kernel(OvImages in, Prepared prepared, OvScale scale, T* out) {
   alignas(16) __shared__ unsigned source[3 * LINES * SOURCE + 16];
   alignas(16) __shared__ unsigned middle[3 * CHANNEL + 16];
