@@ -8,9 +8,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.gpu import parity
 from benchmarks.gpu.checks import UNCHECKED, Check, Findings
 from benchmarks.gpu.correctness import check as correctness
 from benchmarks.gpu.report import OTHER_CODE, kept, read_report, write_report
@@ -18,7 +20,7 @@ from benchmarks.gpu.runner import ROOT, Ended, Section, subprocess_environment
 from benchmarks.gpu.stamp import Stamp, code_digest
 from jobs import gpu_check
 from onevision.errors import InputError
-from onevision.files import read_json
+from onevision.files import read_json, write_json
 from tests.gpu.test_runner import MODULE, gone, section
 
 DEVICE = "NVIDIA H100 80GB HBM3"
@@ -165,3 +167,38 @@ def test_tests_that_ended_are_not_run_again_and_one_that_was_ended_is_run_last(t
     correctness(later, scratch, mark="not other", folders=str(tmp_path))
     assert (tmp_path / "journal").read_text().split() == ["c", "a"]
     assert later.checks[0].note.startswith("2 passed, 1 failed") and later.checks[1].note == "it was off"
+
+
+def test_curves_that_are_whole_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fp32, bf16 = [3.0, 2.0, 1.0, 1.0], [3.0, 2.0, 1.0, 1.005]
+    facts = {"steps": {"fp32": "9 ms a step", "bf16": "3 ms a step"}}
+    earlier = Findings(Path("unused"), facts=facts, curves={"fp32": fp32, "bf16": bf16[:3]})
+    findings = Findings(tmp_path / "findings.json", earlier=earlier)
+    trial = parity.Trial(tmp_path, {}, "tiny", 1, 0, 1)
+    trained: list[str] = []
+
+    def train(values: dict[str, Any]) -> list[dict[str, float]]:
+        trained.append(values["name"])
+        return [{"loss": loss, "step_seconds": 0.002} for loss in bf16]
+
+    monkeypatch.setattr(parity, "run", train)
+    parity._curves(findings, trial, {name: parity.PRECISIONS[name] for name in parity.PLAIN}, 4, "a size")
+    assert trained == ["bf16"]  # three steps of four are not the whole
+    assert findings.curves == {"fp32": fp32, "bf16": bf16}
+    assert findings.facts["steps"] == {"fp32": "9 ms a step", "bf16": "2 ms a step"}
+    assert [check.name for check in findings.checks][-1] == "bf16 against fp32: largest difference of the loss"
+
+
+def test_rows_that_were_measured_are_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.throughput.__main__ import OWN, measure
+
+    kept = tmp_path / "kept.json"
+    write_json(kept, [{"name": "calibration", "what": "calibration", "measured": {"gemm": 0.8}}])
+    own = OWN | {"model": "tiny", "rows": "calibration", "kept": str(kept)}
+    written: list[int] = []
+    rows = measure(own, [], tmp_path, lambda rows: written.append(len(rows)))
+    assert rows[0]["measured"] == {"gemm": 0.8} and written == [1]
+    assert capsys.readouterr().out == "calibration: kept\n"
+    write_json(kept, [{"name": "calibration", "what": "calibration", "failed": "it broke"}])
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        assert measure(own, [], tmp_path, lambda rows: None)[0]["failed"] == "needs a GPU"

@@ -120,7 +120,7 @@ class DaliMixedDecoder:
     def _decode(self, images: list[bytes], parts: list[torch.Tensor]) -> None:
         if not images:
             return
-        # DALI's stream is another: its run ends when the pixels are there. The copies are of the stream that is current.
+        # DALI has a stream of its own: `run` returns when the pixels are there. The copies are on the current stream.
         batch = self._decoded.run(encoded=[np.frombuffer(data, np.uint8) for data in images])
         for n, part in enumerate(parts):
             part.copy_(torch.from_dlpack(batch[n]))
