@@ -18,7 +18,7 @@ from benchmarks.gpu.report import NAME, kept, read_report, table, write_report
 from benchmarks.gpu.runner import Ended, Section, run_sections
 from benchmarks.gpu.stamp import stamp
 from onevision.errors import InputError
-from onevision.files import storage_errors
+from onevision.files import remove_temporaries, storage_errors
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 EXTERNAL = "benchmarks.gpu.external"
@@ -88,6 +88,7 @@ def check(sections: Sequence[Section], device: str, out: Path, seconds: float, a
         InputError: the report in `out` is another GPU's.
     """
     mark = stamp()
+    remove_temporaries(out)  # of a check that was killed
     report = read_report(out, device, mark)
     same = kept(report, {section.name: section.settings for section in sections}, mark)
     whole = {name: one for name, one in same.items() if one.whole and name not in again}
