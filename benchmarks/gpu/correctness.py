@@ -15,7 +15,7 @@ from benchmarks.gpu.checks import FAILED, MET, MISSED, UNCHECKED, Check, Finding
 from onevision.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training")
+FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training", "tests/concepts")
 LOOK = 1.0  # seconds between two looks at what has ended
 CRASHES = 8  # after which the rest is given up
 

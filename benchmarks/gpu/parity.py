@@ -5,6 +5,11 @@ It is the suite's own training (`onevision.training.loop.train`) on its own data
 - the loss in BF16 (and FP8) against FP32, same seed and batches, over all steps;
 - two runs of the same: whether they are equal bit for bit;
 - a run that goes on from its checkpoint against the run that was not interrupted.
+
+Of 140m, a step of 2,048 tokens with up to 5,000 patches is 2e12 operations: 12 layers of 6.9e6 weights and a head of 12.6e6
+for every token, 8 of 3.1e6 for every patch, six operations each. In FP32 without TF32 an H100 does 25 to 45e12 a second:
+50 to 80 ms a step, 10 to 16 s for 200. In BF16 the host's 30 to 60 ms a step decide. With starts, 60 steps more, and the
+corpus where it was not made ahead, 75 to 120 s are to be expected.
 """
 
 from __future__ import annotations
