@@ -6,10 +6,10 @@ It is the suite's own training (`onevision.training.loop.train`) on its own data
 - two runs of the same: whether they are equal bit for bit;
 - a run that goes on from its checkpoint against the run that was not interrupted.
 
-Of 140m, a step of 2,048 tokens with up to 5,000 patches is 2e12 operations: 12 layers of 6.9e6 weights and a head of 12.6e6
-for every token, 8 of 3.1e6 for every patch, six operations each. In FP32 without TF32 an H100 does 25 to 45e12 a second:
-50 to 80 ms a step, 10 to 16 s for 200. In BF16 the host's 30 to 60 ms a step decide. With starts, 60 steps more, and the
-corpus where it was not made ahead, 75 to 120 s are to be expected.
+Of 140m, a step of 2,048 tokens with up to 5,000 patches is 2e12 operations: 12 layers of 6.9e6 weights and a head of
+12.6e6 for every token, 8 layers of 3.1e6 for every patch, six operations each. In FP32 without TF32 an H100 does 25 to
+45e12 a second: 50 to 80 ms a step, 10 to 16 s for 200. In BF16 the host decides, with 30 to 60 ms a step. With starts,
+60 steps more, and the corpus where it was not made ahead, 75 to 120 s are to be expected.
 """
 
 from __future__ import annotations
