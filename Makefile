@@ -176,9 +176,9 @@ cuda: $(READY)  ## build the ops of cuda/ for this machine's GPU, or their CPU t
 cuda-check: $(READY)  ## without a GPU: compile for A800 and H100, run the kernels' source on the CPU
 	@$(JOBS) cuda-check
 
-gpu-check:  ## on any GPU: correctness of every op, training parity, benchmarks, and a report: OUT=dir SECONDS=n ONLY=a,b
+gpu-check:  ## on any GPU: correctness of every op, training parity, benchmarks, and a report; goes on where it was ended: OUT=dir SECONDS=n ONLY=a,b AGAIN=a,b
 	@PYTHONPATH=src:.$(PYTHONPATH:%=:%) $(gpu_python) -m jobs gpu-check $(OUT:%=out=%) $(SECONDS:%=seconds=%) \
-	  $(ONLY:%=only=%) $(ARGS)
+	  $(ONLY:%=only=%) $(AGAIN:%=again=%) $(ARGS)
 
 ##@ Benchmarks
 

@@ -158,7 +158,7 @@ T* made(const Tensor& beside, int64_t count, ScalarType type, std::vector<Tensor
 
 using SevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <auto kernel, auto blocks>
+template <auto kernel, auto blocks, auto words>
 SevenTensors assemble(const Tensor& ids, const Tensor& target, const Tensor& sample_offsets, const Tensor& pack_offsets,
                       int64_t sequence_length, int64_t filling, int64_t image_pad, int64_t image_tokens) {
   check_dense("ids", ids, ScalarType::Long, ids);
@@ -190,37 +190,50 @@ SevenTensors assemble(const Tensor& ids, const Tensor& target, const Tensor& sam
                     made<int32_t>(ids, samples + 1, ScalarType::Int, made_tensors),
                     made<int64_t>(ids, image_tokens, ScalarType::Long, made_tensors),
                     made<int64_t>(ids, 1, ScalarType::Long, made_tensors),
-                    made<int32_t>(ids, blocks(total), ScalarType::Int, made_tensors)};
+                    made<int32_t>(ids, blocks(total), ScalarType::Int, made_tensors),
+                    made<int32_t>(ids, words(total), ScalarType::Int, made_tensors)};
   check_launch("onevision::assemble", kernel(in, out, place.stream));
   const auto& t = made_tensors;
   return {t[0], t[1], t[2], t[3], t[4], t[5], t[6]};
 }
 
-// What the kernels must know of images: OvImage for each, then plan_offsets, then tile_offsets.
-std::vector<int64_t> image_table(const int64_t* sizes, int64_t count, int64_t& bytes, int64_t& plans) {
-  constexpr int64_t FIELDS = sizeof(OvImage) / sizeof(int64_t);
-  std::vector<int64_t> table(FIELDS * count + 2 * count + 1 + count + 1);
-  int64_t *image = table.data(), *plan = image + FIELDS * count, *tile = plan + 2 * count + 1;
-  bytes = plans = 0;
+// What the kernels must know of images: OvImage for each, then block_offsets, then tile_offsets; and their sums.
+struct ImageTable {
+  std::vector<int64_t> numbers;
+  int64_t bytes = 0, plan_numbers = 0, parts = 0;
+  bool simple = true;
+};
+
+template <auto simple>
+ImageTable image_table(const int64_t* sizes, int64_t count) {
+  constexpr int64_t FIELDS = sizeof(OvImage) / sizeof(int64_t), SIDE = 2 * OV_PATCH;
+  ImageTable table{std::vector<int64_t>(FIELDS * count + 2 * count + 1 + count + 1)};
+  int64_t *image = table.numbers.data(), *block = image + FIELDS * count, *tile = block + 2 * count + 1;
   for (int64_t n = 0; n < count; ++n, sizes += 4, image += FIELDS) {
     const int64_t height = sizes[0], width = sizes[1], rows = sizes[2], columns = sizes[3];
     STD_TORCH_CHECK(height > 0 && width > 0 && rows > 0 && columns > 0 && rows % 2 == 0 && columns % 2 == 0,
                     "sizes: an image has pixels, and an even number of rows and columns of patches");
     const int64_t wide = columns * OV_PATCH, tall = rows * OV_PATCH;
     const int64_t stride_x = plan_stride(width, wide), stride_y = plan_stride(height, tall);
-    const int64_t plan_y = plans + wide * stride_x;
-    const OvImage fields{bytes, height, width, rows, columns, plans, plan_y, stride_x, stride_y};
+    const int64_t plan_y = table.plan_numbers + wide * stride_x;
+    const int64_t parts_x = (reached_of(width, wide, SIDE) + 31) / 32;
+    const int64_t parts_y = (reached_of(height, tall, SIDE) + 31) / 32;
+    const int64_t before_y = table.parts + columns / 2 * parts_x;
+    const OvImage fields{table.bytes, height, width, rows, columns, table.plan_numbers, plan_y, stride_x,
+                         stride_y, parts_x, parts_y, table.parts, before_y};
     std::memcpy(image, &fields, sizeof fields);
-    bytes += 3 * height * width;
-    plans = plan_y + tall * stride_y;
-    plan[2 * n + 1] = plan[2 * n] + wide;
-    plan[2 * n + 2] = plan[2 * n + 1] + tall;
+    table.simple = table.simple && simple(height, width, tall, wide);
+    table.bytes += 3 * height * width;
+    table.plan_numbers = plan_y + tall * stride_y;
+    table.parts = before_y + rows / 2 * parts_y;
+    block[2 * n + 1] = block[2 * n] + columns / 2;
+    block[2 * n + 2] = block[2 * n + 1] + rows / 2;
     tile[n + 1] = tile[n] + rows * columns / 4;
   }
   return table;
 }
 
-template <auto kernel>
+template <auto kernel, auto scratch_numbers, auto simple>
 Tensor resize_patches(const Tensor& pixels, const Tensor& sizes, const Tensor& scale, const Tensor& shift,
                       int64_t patches, ScalarType dtype) {
   check_dense("pixels", pixels, ScalarType::Byte, pixels);
@@ -233,27 +246,25 @@ Tensor resize_patches(const Tensor& pixels, const Tensor& sizes, const Tensor& s
     std::memcpy(into, tensor->const_data_ptr(), 3 * sizeof(float));
   }
   const int64_t count = sizes.size(0);
-  int64_t bytes, plans;
-  const auto table = image_table(static_cast<const int64_t*>(sizes.const_data_ptr()), count, bytes, plans);
-  STD_TORCH_CHECK(bytes == pixels.numel(), "pixels has ", pixels.numel(), " bytes, the images of sizes have ", bytes);
-  STD_TORCH_CHECK(4 * table.back() == patches, "the images of sizes have ", 4 * table.back(), " patches, not ", patches);
+  const ImageTable table = image_table<simple>(static_cast<const int64_t*>(sizes.const_data_ptr()), count);
+  const int64_t tiles = table.numbers.back(), blocks = table.numbers[table.numbers.size() - count - 2];
+  STD_TORCH_CHECK(table.bytes == pixels.numel(), "pixels has ", pixels.numel(), " bytes, the images of sizes have ",
+                  table.bytes);
+  STD_TORCH_CHECK(4 * tiles == patches, "the images of sizes have ", 4 * tiles, " patches, not ", patches);
+  STD_TORCH_CHECK(tiles <= INT32_MAX, "the images of sizes have more patches than a launch can make");
   const Place place(pixels);
-  Tensor host = torch::stable::new_empty(sizes, {static_cast<int64_t>(table.size())});
-  std::memcpy(host.mutable_data_ptr(), table.data(), table.size() * sizeof(int64_t));
+  Tensor host = torch::stable::new_empty(sizes, {static_cast<int64_t>(table.numbers.size())});
+  std::memcpy(host.mutable_data_ptr(), table.numbers.data(), table.numbers.size() * sizeof(int64_t));
   Tensor moved = torch::stable::new_empty(pixels, host.sizes(), ScalarType::Long);
   torch::stable::copy_(moved, host, true);  // from pageable memory: it is read before this returns
-  Tensor scratch = torch::stable::new_empty(pixels, {plans}, ScalarType::Int);
+  const int64_t numbers = scratch_numbers(table.plan_numbers, blocks, tiles, table.parts);
+  Tensor scratch = torch::stable::new_empty(pixels, {numbers}, ScalarType::Int);
   Tensor out = torch::stable::new_empty(pixels, {patches, OV_VALUES}, dtype);
   const auto* images = static_cast<const OvImage*>(moved.const_data_ptr());
-  const auto* plan_offsets = reinterpret_cast<const int64_t*>(images + count);
-  const int64_t* tile_offsets = plan_offsets + 2 * count + 1;
-  const OvImages in{static_cast<const uint8_t*>(pixels.const_data_ptr()),
-                    images,
-                    plan_offsets,
-                    tile_offsets,
-                    count,
-                    table[table.size() - count - 2],
-                    table.back()};
+  const auto* block_offsets = reinterpret_cast<const int64_t*>(images + count);
+  const int64_t* tile_offsets = block_offsets + 2 * count + 1;
+  const OvImages in{static_cast<const uint8_t*>(pixels.const_data_ptr()), images, block_offsets, tile_offsets, count,
+                    blocks, tiles, table.parts, table.simple};
   check_launch("onevision::resize_patches",
                kernel(dtype_code("dtype", out), in, values, static_cast<int32_t*>(scratch.mutable_data_ptr()),
                       out.mutable_data_ptr(), place.stream));
@@ -289,8 +300,9 @@ LIBRARY_IMPL(ONEVISION_NAMESPACE, CPU, m) {
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ON_CPU(ov_rotary_angles)>));
   m.impl("scatter_features", TORCH_BOX(&scatter_features<ON_CPU(ov_scatter)>));
   m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ON_CPU(ov_scatter_backward)>));
-  m.impl("assemble", TORCH_BOX((&assemble<ON_CPU(ov_assemble), ON_CPU(ov_assemble_blocks)>)));
-  m.impl("resize_patches", TORCH_BOX(&resize_patches<ON_CPU(ov_resize_patches)>));
+  m.impl("assemble", TORCH_BOX((&assemble<ON_CPU(ov_assemble), ON_CPU(ov_assemble_blocks), ON_CPU(ov_assemble_words)>)));
+  m.impl("resize_patches", TORCH_BOX((&resize_patches<ON_CPU(ov_resize_patches), ON_CPU(ov_patches_scratch),
+                                                   ON_CPU(ov_patches_simple)>)));
 }
 
 #ifdef ONEVISION_CUDA
@@ -299,7 +311,7 @@ LIBRARY_IMPL(ONEVISION_NAMESPACE, CUDA, m) {
   m.impl("rotary_angles", TORCH_BOX(&rotary_angles<ov_rotary_angles>));
   m.impl("scatter_features", TORCH_BOX(&scatter_features<ov_scatter>));
   m.impl("scatter_features_backward", TORCH_BOX(&scatter_features_backward<ov_scatter_backward>));
-  m.impl("assemble", TORCH_BOX((&assemble<ov_assemble, ov_assemble_blocks>)));
-  m.impl("resize_patches", TORCH_BOX(&resize_patches<ov_resize_patches>));
+  m.impl("assemble", TORCH_BOX((&assemble<ov_assemble, ov_assemble_blocks, ov_assemble_words>)));
+  m.impl("resize_patches", TORCH_BOX((&resize_patches<ov_resize_patches, ov_patches_scratch, ov_patches_simple>)));
 }
 #endif

@@ -69,9 +69,10 @@ __device__ inline void store_pair(bf16* to, float low, float high) {
   *reinterpret_cast<unsigned*>(to) = bfloat16_pair(low, high);
 }
 
-// Byte n of a word as a number: it becomes the last places of 2^23, which leaves.
-__device__ inline float byte_value(unsigned word, unsigned n) {
-  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540u + n)) - 8388608.0f;
+// Byte n of a word times a factor, rounded once: the byte becomes the last places of 2^23, which leaves within the one
+// operation; 2^23 times the factor is exact.
+__device__ inline float byte_times(unsigned word, unsigned n, float factor) {
+  return __fmaf_rn(__uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540u + n)), factor, -8388608.0f * factor);
 }
 
 // WIDTH values that are moved as one.

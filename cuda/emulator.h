@@ -80,6 +80,8 @@ inline unsigned bfloat16_pair(float low, float high) {
   return static_cast<unsigned>(__float2bfloat16_rn(high)) << 16 | __float2bfloat16_rn(low);
 }
 
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
 inline void sincosf(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
   *cosine = std::cos(angle);
@@ -127,6 +129,26 @@ inline int __shfl_up_sync(unsigned, int value, unsigned reach) {
   __syncwarp();
   return found;
 }
+
+// Bit n: whether it is so in thread n of the warp, all of whose threads must come here.
+inline unsigned __ballot_sync(unsigned, bool value) {
+  const emulator::Word own = value;
+  emulator::give(&own, 1);
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane) all |= emulator::given(lane)[0] << lane;
+  __syncwarp();
+  return all;
+}
+
+inline int __shfl_sync(unsigned, int value, int from) {
+  const emulator::Word own = static_cast<emulator::Word>(value);
+  emulator::give(&own, 1);
+  const int found = static_cast<int>(emulator::given(from)[0]);
+  __syncwarp();
+  return found;
+}
+
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 
 template <typename A, typename B>
 auto min(A a, B b) {

@@ -73,6 +73,7 @@ struct OvBatch {
   int64_t* image_slots;   // [image_tokens]; -1 where there are fewer
   int64_t* image_count;   // [1], how many there are
   int32_t* block_images;  // scratch, [ov_assemble_blocks(places)]
+  int32_t* image_bits;    // scratch, [ov_assemble_words(places)]
 };
 
 #define OV_ASSEMBLE(name) int name(OvSamples in, OvBatch out, void* stream)
@@ -80,6 +81,8 @@ OV_ASSEMBLE(ov_assemble);
 OV_ASSEMBLE(ov_assemble_twin);
 int64_t ov_assemble_blocks(int64_t places);
 int64_t ov_assemble_blocks_twin(int64_t places);
+int64_t ov_assemble_words(int64_t places);
+int64_t ov_assemble_words_twin(int64_t places);
 
 // An image of height x width pixels that becomes rows x columns patches; see resize.h for plans.
 struct OvImage {
@@ -87,14 +90,19 @@ struct OvImage {
   int64_t height, width, rows, columns;
   int64_t plan_x, plan_y;      // where the plans of its columns and of its rows begin
   int64_t stride_x, stride_y;  // numbers of a plan
+  // Parts, of at least 32 samples, in which 28 columns or rows sum theirs, at most; and those of all axes before its own.
+  int64_t parts_x, parts_y, parts_before_x, parts_before_y;
 };
+
+constexpr int64_t OV_BAND_WORDS = 768;  // weights of a part
 
 struct OvImages {
   const uint8_t* pixels;
   const OvImage* images;        // [count]
-  const int64_t* plan_offsets;  // [2 * count + 1], samples along the width and the height of each image, summed up
-  const int64_t* tile_offsets;  // [count + 1], 2 x 2 blocks of patches, summed up
-  int64_t count, plan_count, tile_count;
+  const int64_t* block_offsets;  // [2 * count + 1], pairs of patches along the width and the height, summed up
+  const int64_t* tile_offsets;   // [count + 1], 2 x 2 blocks of patches, summed up
+  int64_t count, block_count, tile_count, part_count;  // part_count: of all pairs of patches, at most
+  bool simple;                                         // ov_patches_simple of all of them
 };
 
 // A value is byte * scale + shift.
@@ -102,10 +110,14 @@ struct OvScale {
   float scale[3], shift[3];
 };
 
-// out: [4 * tile_count, 588]; plans: scratch, which the twin does without.
+// out: [4 * tile_count, 588]; scratch: as many numbers as ov_patches_scratch says, aligned to 16 bytes.
 #define OV_RESIZE_PATCHES(name) \
-  int name(int dtype, OvImages in, OvScale scale, int32_t* plans, void* out, void* stream)
+  int name(int dtype, OvImages in, OvScale scale, int32_t* scratch, void* out, void* stream)
 OV_RESIZE_PATCHES(ov_resize_patches);
 OV_RESIZE_PATCHES(ov_resize_patches_twin);
+bool ov_patches_simple(int64_t height, int64_t width, int64_t tall, int64_t wide);
+bool ov_patches_simple_twin(int64_t height, int64_t width, int64_t tall, int64_t wide);
+int64_t ov_patches_scratch(int64_t plan_numbers, int64_t block_count, int64_t tile_count, int64_t part_count);
+int64_t ov_patches_scratch_twin(int64_t plan_numbers, int64_t block_count, int64_t tile_count, int64_t part_count);
 
 }  // extern "C"

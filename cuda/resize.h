@@ -34,6 +34,14 @@ OV_BOTH int64_t plan_stride(int64_t source, int64_t target) {
   return 3 + 2 * static_cast<int64_t>(ceil(reach_of(source, target)));
 }
 
+// Samples that `pixels` target samples side by side reach, at most.
+OV_BOTH int64_t reached_of(int64_t source, int64_t target, int64_t pixels) {
+  const double scale = static_cast<double>(source) / static_cast<double>(target);
+  const double far = ceil(static_cast<double>(pixels - 1) * scale + 2.0 * reach_of(source, target));
+  const int64_t reached = static_cast<int64_t>(far) + 2;
+  return reached < source ? reached : source;
+}
+
 // The plan of one of `target` samples.
 OV_BOTH void plan_sample(int64_t source, int64_t target, int64_t place, int32_t* plan) {
   const double scale = static_cast<double>(source) / static_cast<double>(target);

@@ -14,22 +14,29 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.gpu.checks import gpu_key
-from benchmarks.gpu.report import NAME, table, write_report
+from benchmarks.gpu.report import NAME, kept, read_report, table, write_report
 from benchmarks.gpu.runner import Ended, Section, run_sections
+from benchmarks.gpu.stamp import stamp
 from onevision.errors import InputError
-from onevision.files import storage_errors
+from onevision.files import remove_temporaries, storage_errors
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 EXTERNAL = "benchmarks.gpu.external"
-SECTIONS = (  # the most important first: what does not fit into the time is not checked
-    Section("environment", "benchmarks.gpu.machine", 25, 90),
+STEPS = {"package": "benchmarks.throughput", "seconds": "150"}
+# The most important first: what does not fit into the time is not checked.
+SECTIONS = (
+    Section("environment", "benchmarks.gpu.machine", 30, 90),
     Section("build", "benchmarks.gpu.building", 60, 240),
-    Section("correctness", "benchmarks.gpu.correctness", 80, 180),
-    Section("parity", "benchmarks.gpu.parity", 100, 260),
+    Section("correctness", "benchmarks.gpu.correctness", 120, 300, least=40),
     Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
-    Section("throughput", EXTERNAL, 240, 480, {"package": "benchmarks.throughput", "seconds": "150"}),
+    Section("throughput", EXTERNAL, 100, 200, STEPS | {"rows": "stage1_5"}),
+    Section("parity", "benchmarks.gpu.parity", 100, 260, least=40),
+    Section("data", "benchmarks.gpu.loading", 60, 150),
+    Section("calibration", EXTERNAL, 30, 90, STEPS | {"rows": "calibration"}),
+    Section("peers", EXTERNAL, 200, 400, STEPS | {"rows": "language,peers"}, least=60),
 )
-SECONDS = 1200.0  # of the whole check, unless told otherwise
+ASKED = (Section("sanitizer", "benchmarks.gpu.sanitizer", 120, 300),)  # run where they are named, not by default
+SECONDS = 1200.0  # of a call, unless told otherwise
 PROBE = """
 import json
 try:
@@ -47,60 +54,83 @@ else:
 
 
 def run(arguments: list[str]) -> int:
-    """python -m jobs gpu-check [out=DIR] [seconds=N] [only=SECTION,...] [SECTION.key=value ...]
+    """python -m jobs gpu-check [out=DIR] [seconds=N] [only=SECTION,...] [again=SECTION,...] [SECTION.key=value ...]
 
     Checks and measures the suite on the first GPU of this machine: environment and ceilings, the ops' build, the tests
     that are marked gpu, training in BF16 against FP32, and the benchmarks. Each section runs apart; what is missing or
     does not fit into seconds (default 1200) is listed as not checked. DIR (default
-    benchmarks/results/gpu-<GPU>-<date>) gets gpu-check.json, gpu-check.md, the curves and log.txt, after every section.
+    benchmarks/results/gpu-<GPU>-<date>) gets gpu-check.json, gpu-check.md, the curves and log.txt as things are found.
+    Called again with the same DIR it goes on: sections that came to their end from the same code with the same settings
+    stay as they are, but for those of again=. only=sanitizer runs the ops under compute-sanitizer, which takes minutes.
     Needs the repository, PyTorch with CUDA and megatron-core; exit code 2 without a GPU, 1 where something failed or
     missed its goal. SECTION.key=value sets what a section takes: parity.steps=100, throughput.model=1.7b.
     """
     settings = _settings([argument for argument in arguments if "." not in argument.partition("=")[0]])
     own = [argument for argument in arguments if "." in argument.partition("=")[0]]
-    sections = with_settings(chosen(settings.get("only", "")), own)
+    sections = with_settings(chosen("only", settings.get("only", "")), own)
+    again = [one.name for one in chosen("again", settings["again"])] if settings.get("again") else []
     seconds = _seconds(settings)
     device = gpu_name()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     out = Path(settings.get("out") or RESULTS / f"gpu-{gpu_key(device)}-{date}").absolute()
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    return check(sections, device, out, seconds)
+    return check(sections, device, out, seconds, again)
 
 
-def check(sections: Sequence[Section], device: str, out: Path, seconds: float) -> int:
-    """Run the sections and leave the report in `out`; exit code."""
-    planned = [section.name for section in sections]
-    ended: list[Ended] = []
+def check(sections: Sequence[Section], device: str, out: Path, seconds: float, again: Sequence[str] = ()) -> int:
+    """Run the sections that the report in `out` lacks or that are named in `again`, and leave the report there.
 
-    def save(so_far: list[Ended]) -> None:
-        ended[:] = so_far
-        write_report(out, device, ended, planned)
+    Returns:
+        The exit code: 1 where the report has something that failed or missed its goal.
 
+    Raises:
+        InputError: the report in `out` is another GPU's.
+    """
+    mark = stamp()
+    remove_temporaries(out)  # of a check that was killed
+    report = read_report(out, device, mark)
+    same = kept(report, {section.name: section.settings for section in sections}, mark)
+    whole = {name: one for name, one in same.items() if one.whole and name not in again}
+    earlier = {name: one.findings for name, one in same.items() if not one.whole}
+    names = list(dict.fromkeys([*(one.name for one in SECTIONS), *report, *(one.name for one in sections)]))
+    planned = [name for name in names if name in report or name in {one.name for one in sections}]
+
+    def in_order() -> list[Ended]:
+        return [report[name] for name in names if name in report]
+
+    def save(one: Ended) -> None:
+        report[one.section] = one
+        write_report(out, device, in_order(), planned, mark)
+
+    for name, one in whole.items():
+        print(f"{name}: kept, of {one.stamp}", flush=True)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run_sections(sections, out / "log.txt", seconds, save, lambda line: print(line, flush=True))
+        to_run = [section for section in sections if section.name not in whole]
+        run_sections(to_run, out / "log.txt", seconds, save, lambda line: print(line, flush=True), earlier, mark)
     finally:
         signal.signal(signal.SIGTERM, before)
-        if ended:
-            print(f"\n{table(ended)}\n{out / NAME}.md", flush=True)
-    outcomes = {found.outcome for one in ended for found in one.findings.checks}
+        if report:
+            print(f"\n{table(in_order())}\n{out / NAME}.md", flush=True)
+    outcomes = {found.outcome for one in report.values() for found in one.findings.checks}
     return 1 if outcomes & {"failed", "not met"} else 0
 
 
-def chosen(only: str) -> list[Section]:
-    """The sections that are named, in their order; all without a name.
+def chosen(setting: str, value: str) -> list[Section]:
+    """The sections that the value of a setting names, in their order; without a name all of the default.
 
     Raises:
         InputError: an unknown name.
     """
-    names = [section.name for section in SECTIONS]
-    wanted = [name for name in only.split(",") if name]
+    known = [*SECTIONS, *ASKED]
+    names = [section.name for section in known]
+    wanted = [name for name in value.split(",") if name]
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise InputError(f"only={only}: unknown section {name!r}; the nearest is {near!r}")
-    return [section for section in SECTIONS if not wanted or section.name in wanted]
+            raise InputError(f"{setting}={value}: unknown section {name!r}; the nearest is {near!r}")
+    return [section for section in known if section.name in wanted] if wanted else list(SECTIONS)
 
 
 def with_settings(sections: Sequence[Section], arguments: Sequence[str]) -> list[Section]:
@@ -139,7 +169,7 @@ def gpu_name() -> str:
 
 
 def _settings(arguments: list[str]) -> dict[str, str]:
-    known = ("out", "seconds", "only")
+    known = ("out", "seconds", "only", "again")
     settings = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")

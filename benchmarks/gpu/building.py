@@ -1,8 +1,10 @@
-"""Section 2: the ops of cuda/, compiled for this GPU."""
+"""Section 2: the ops of cuda/, compiled for this GPU; and what later sections need of the CPU alone."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +13,21 @@ from onevision.ops.assembler import read_kernels
 from onevision.ops.library import here, load
 
 
-def check(findings: Findings, scratch: Path) -> None:
-    """Build the library where it does not stand already, load it, and read what its kernels take of the GPU."""
+def check(findings: Findings, scratch: Path, corpus: str = "1") -> None:
+    """Build the library where it does not stand already, load it, and read what its kernels take of the GPU.
+
+    With `corpus` the corpus of the parity runs is made meanwhile: nothing is timed here.
+    """
+    command = [sys.executable, "-m", "benchmarks.gpu.corpus", str(scratch)]
+    ahead = subprocess.Popen(command) if corpus == "1" else None
+    try:
+        _build(findings)
+    finally:
+        if ahead is not None and ahead.wait():
+            say("the corpus of the parity runs was not made ahead: its section tries again")
+
+
+def _build(findings: Findings) -> None:
     library = here()
     for compiler in ("g++", "nvcc") if library.architectures else ("g++",):
         if shutil.which(compiler) is None:

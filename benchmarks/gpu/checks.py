@@ -12,6 +12,8 @@ from onevision.errors import OneVisionError
 from onevision.files import read_json, write_json
 
 MET, MISSED, FACT, UNCHECKED, FAILED = "met", "not met", "fact", "not checked", "failed"
+EARLIER = "earlier.json"  # beside a section's findings: those of an earlier piece
+ENDINGS = ("the rest", "all of it", "it did not end")  # checks that say how far a section came, not what it found
 SAID = "· "  # a line of a section that is for the terminal, not only for the log
 
 
@@ -36,13 +38,17 @@ class Check:
 
 @dataclass
 class Findings:
-    """The findings of one section so far, kept in the file `path`."""
+    """The findings of one section so far, kept in the file `path`.
+
+    `earlier` has what the same section of the same code had found in a piece of the check that ended before it did.
+    """
 
     path: Path
     checks: list[Check] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)  # hardware, versions, figures that no check is about
     measured: dict[str, float] = field(default_factory=dict)  # figures of onevision.planning.hardware
     curves: dict[str, list[float]] = field(default_factory=dict)
+    earlier: Findings | None = field(default=None, repr=False)
 
     def add(self, check: Check) -> None:
         """Note a check."""
@@ -67,9 +73,12 @@ class Findings:
 
     def save(self) -> None:
         """Write the file."""
+        write_json(self.path, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """All of it as plain values, without path and what was earlier."""
         content = asdict(self)
-        del content["path"]
-        write_json(self.path, content)
+        return {key: content[key] for key in ("checks", "facts", "measured", "curves")}
 
 
 def read_findings(path: Path) -> Findings:
@@ -80,7 +89,11 @@ def read_findings(path: Path) -> Findings:
     """
     if not path.exists():
         return Findings(path)
-    content = read_json(path)
+    return findings_of(read_json(path), path)
+
+
+def findings_of(content: Mapping[str, Any], path: Path) -> Findings:
+    """The findings that `Findings.content` was made of."""
     return Findings(path, **{**content, "checks": [Check(**check) for check in content["checks"]]})
 
 

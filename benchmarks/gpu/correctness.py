@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.checks import FAILED, UNCHECKED, Check, Findings, NotChecked, say
+from benchmarks.gpu.checks import FAILED, MET, MISSED, UNCHECKED, Check, Findings, NotChecked, say
 from onevision.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training")
+FOLDERS = ("tests/ops", "tests/model", "tests/data", "tests/training", "tests/concepts")
+LOOK = 1.0  # seconds between two looks at what has ended
 CRASHES = 8  # after which the rest is given up
 
 
@@ -32,19 +34,31 @@ def check(findings: Findings, scratch: Path, mark: str = "gpu", folders: str = "
     """Run the tests with pytest's mark `mark`; each that fails is a finding, with its last line.
 
     A test that takes the process with it, by a signal or by an error that spoils CUDA, has failed; the tests behind it
-    run in a new process.
+    run in a new process. Tests that an earlier piece of the check ended are not run again, and one that it was ended in
+    is run last.
     """
     import pytest  # noqa: F401  # where it is missing, the section says so
 
-    record = scratch / "tests.jsonl"
+    record, last = scratch / "tests.jsonl", scratch / "last.txt"
+    last.touch()
+    if findings.earlier is not None:
+        before = findings.earlier.facts.get("tests", [])
+        begun = [test["name"] for test in before if test["outcome"] == "begun"]
+        record.write_text("".join(f"{json.dumps(test)}\n" for test in before if test["name"] not in begun))
+        last.write_text("\n".join(begun))
     command = [
-        sys.executable, "-m", "pytest", *folders.split(","), "-m", mark, f"--record={record}", "--tb=short", "-q",
-        "-p", "benchmarks.gpu.recording", "-p", "no:xdist", "-p", "no:cacheprovider", "--durations=10", "-rfEs",
-        "--continue-on-collection-errors",
+        sys.executable, "-m", "pytest", *folders.split(","), "-m", mark, f"--record={record}", f"--last={last}",
+        "-p", "benchmarks.gpu.recording", "-p", "no:xdist", "-p", "no:cacheprovider",
+        "--tb=short", "-q", "--durations=10", "-rfEs", "--continue-on-collection-errors",
     ]
     crashed: dict[str, str] = {}
     for _ in range(CRASHES + 1):
-        code = subprocess.run(command, cwd=ROOT).returncode
+        process = subprocess.Popen(command, cwd=ROOT)
+        code = None
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(LOOK)
+            _report(findings, read_record(record, crashed), quiet=code is None)
         tests = read_record(record, crashed)
         begun = [test.name for test in tests if test.outcome == "begun"]
         crashed |= {name: _ending(code) for name in begun}
@@ -76,18 +90,24 @@ def read_record(path: Path, crashed: dict[str, str]) -> list[Test]:
     return [Test(test.name, "failed", crashed[name]) if name in crashed else test for name, test in tests.items()]
 
 
-def _report(findings: Findings, tests: list[Test]) -> None:
-    findings.checks = []
+def _report(findings: Findings, tests: list[Test], quiet: bool = False) -> None:
+    """Note the tests so far; the file is written once."""
+    facts = [vars(test) for test in tests]
+    if quiet and facts == findings.facts.get("tests"):
+        return
+    checks: list[Check] = []
     counts = Counter(test.outcome for test in tests)
-    findings.facts["tests"] = [vars(test) for test in tests]
+    findings.facts["tests"] = facts
     text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
     seconds = sum(test.seconds for test in tests)
     if counts["passed"] or counts["failed"]:
         note = f"{text}, {seconds:.0f} s"
-        findings.goal("tests that failed", counts["failed"], "", "none", not counts["failed"], note)
-    say(text)
-    for test in tests:
-        if test.outcome == "failed":
-            findings.add(Check(test.name, outcome=FAILED, note=test.reason))
+        outcome = MISSED if counts["failed"] else MET
+        checks.append(Check("tests that failed", counts["failed"], "", "none", outcome, note))
+    if not quiet:
+        say(text)
+    checks += [Check(test.name, outcome=FAILED, note=test.reason) for test in tests if test.outcome == "failed"]
     for reason, number in Counter(test.reason for test in tests if test.outcome == "skipped").items():
-        findings.add(Check(f"{number} tests", outcome=UNCHECKED, note=reason))
+        checks.append(Check(f"{number} tests", outcome=UNCHECKED, note=reason))
+    findings.checks = checks
+    findings.save()

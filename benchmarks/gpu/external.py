@@ -2,7 +2,8 @@
 
 Such a benchmark is `python -m PACKAGE out=FOLDER [key=value ...]`. It leaves JSON files in FOLDER with a list `rows`,
 and where it has some `not_checked` ({name: reason}), `measured` (figures of onevision.planning.hardware), and in its
-`hardware` the `failures` of its parts ({name: last lines}).
+`hardware` the `failures` of its parts ({name: last lines}). One whose file has `runs` takes `kept=FILE`, a file with
+those of an earlier piece of the check, which it does not measure again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.gpu.checks import FAILED, MISSED, UNCHECKED, Check, Findings, NotChecked, from_rows, say
 from onevision.errors import InputError
-from onevision.files import read_json
+from onevision.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 _BROKE = re.compile(r"\w+(Error|Exception)\b|ended with code|not done after")
@@ -26,6 +27,11 @@ def check(findings: Findings, scratch: Path, package: str, **settings: str) -> N
     """Run `package` and read its rows, those too that it left before it broke."""
     out = scratch / "out"
     out.mkdir()
+    before = findings.earlier.facts if findings.earlier else {}
+    runs = [run for facts in before.values() for run in facts.get("runs", ())]
+    if runs:
+        write_json(scratch / "kept.json", runs)
+        settings["kept"] = str(scratch / "kept.json")
     run_package(findings, package, {"out": str(out), **settings}, lambda: gather(findings, out))
 
 

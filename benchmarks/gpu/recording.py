@@ -1,7 +1,8 @@
 """A plugin of pytest that writes down each test as it begins and ends, so that a crash loses nothing.
 
-`--record FILE` names a file of JSON lines. Tests that stand in it already are not run again. After an error of CUDA
-that spoils the process the session ends; the next one goes on behind it.
+`--record FILE` names a file of JSON lines. Tests that stand in it already are not run again; those of which
+`--last FILE` has the names, a line each, are run behind all others. After an error of CUDA that spoils the process the
+session ends; the next one goes on behind it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ _ABSENT = re.compile(r"No module named '(\w+)")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", required=True, help="file of JSON lines")
+    parser.addoption("--last", default="", help="file of names")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(_Recorder(Path(config.getoption("--record"))), "recorder")
+    config.pluginmanager.register(_Recorder(Path(config.getoption("--record")), config.getoption("--last")), "recorder")
 
 
 class _Recorder:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, last: str) -> None:
+        self.last = Path(last).read_text(encoding="utf-8").splitlines() if last else []
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.known = {json.loads(line)["name"] for line in lines}
         self.file = path.open("a", encoding="utf-8")
@@ -38,6 +41,7 @@ class _Recorder:
         if known:
             config.hook.pytest_deselected(items=known)
             items[:] = [item for item in items if item.nodeid not in self.known]
+        items.sort(key=lambda item: item.nodeid in self.last)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.write(name=nodeid, outcome="begun")

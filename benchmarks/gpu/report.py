@@ -10,23 +10,69 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Check, gpu_key
+from benchmarks.gpu.checks import ENDINGS, FACT, FAILED, MET, MISSED, UNCHECKED, Check, findings_of, gpu_key
 from benchmarks.gpu.runner import Ended
-from onevision.files import write_json, write_text
+from benchmarks.gpu.stamp import Stamp
+from onevision.errors import InputError
+from onevision.files import read_json, write_json, write_text
 
 NAME = "gpu-check"
 LONGEST = 9_500  # characters of the table on the terminal
 WORST_FIRST = (FAILED, MISSED, UNCHECKED, MET, FACT)
 
 
-def write_report(out: Path, device: str, ended: Sequence[Ended], planned: Sequence[str]) -> None:
-    """Write both files; `planned` names the sections of this run, also those that are still to come."""
-    content = summary(device, ended, planned)
+OTHER_CODE = "at this code"  # the check that says of a section that it ran from another
+
+
+def write_report(out: Path, device: str, ended: Sequence[Ended], planned: Sequence[str], mark: Stamp) -> None:
+    """Write both files; `planned` names all sections that the report is to have, also those that are still to come."""
+    content = summary(device, ended, planned, mark)
     write_json(out / f"{NAME}.json", content)
     write_text(out / f"{NAME}.md", markdown(content, out))
 
 
-def summary(device: str, ended: Sequence[Ended], planned: Sequence[str]) -> dict[str, Any]:
+def read_report(out: Path, device: str, mark: Stamp) -> dict[str, Ended]:
+    """The sections of the report in `out` by name, none where there is no report; those of other code than `mark`'s
+    have a check that says so.
+
+    Raises:
+        InputError: it is the report of another GPU, or is not one.
+    """
+    path = out / f"{NAME}.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    try:
+        if content["device"]["name"] != device:
+            raise InputError(f"{path} is the report of {content['device']['name']}, not of {device}: name another out=")
+        return {name: _read(name, section, mark) for name, section in content["sections"].items()}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report of gpu-check as it is now ({error!r}): name another out=") from None
+
+
+def _read(name: str, section: dict[str, Any], mark: Stamp) -> Ended:
+    content = {key: section[key] for key in ("checks", "facts", "measured", "curves")}
+    findings = findings_of(content, Path("unsaved"))
+    findings.checks = [check for check in findings.checks if check.name != OTHER_CODE]
+    own = Stamp(**section["stamp"])
+    if own.code != mark.code:
+        note = f"found from code {own.code}, and this is {mark.code}"
+        findings.checks.append(Check(OTHER_CODE, outcome=UNCHECKED, note=note))
+    return Ended(name, findings, section["seconds"], section["tail"], section["whole"], section["settings"], own)
+
+
+def kept(ended: dict[str, Ended], settings: dict[str, dict[str, str]], mark: Stamp) -> dict[str, Ended]:
+    """Those of the sections that ran from this code with these settings, without the checks on how far they came."""
+    same = {
+        name: one for name, one in ended.items() if one.stamp.code == mark.code and one.settings == settings.get(name)
+    }
+    for one in same.values():
+        if not one.whole:
+            one.findings.checks = [check for check in one.findings.checks if check.name not in ENDINGS]
+    return same
+
+
+def summary(device: str, ended: Sequence[Ended], planned: Sequence[str], mark: Stamp) -> dict[str, Any]:
     """All that was found, as plain values. `gpu`, `date` and `measured` make it a calibration file of `make plan`."""
     measured: dict[str, float] = {}
     facts: dict[str, Any] = {}
@@ -38,7 +84,8 @@ def summary(device: str, ended: Sequence[Ended], planned: Sequence[str]) -> dict
     return {
         "gpu": gpu_key(device),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": facts.get("commit"),
+        "commit": mark.commit,
+        "code": mark.code,
         "device": facts.get("gpu", {"name": device}),
         "hardware": facts.get("hardware", {}),
         "versions": facts.get("versions", {}),
@@ -48,10 +95,11 @@ def summary(device: str, ended: Sequence[Ended], planned: Sequence[str]) -> dict
         "sections": {
             one.section: {
                 "seconds": one.seconds,
-                "checks": [asdict(check) for check in one.findings.checks],
-                "facts": one.findings.facts,
-                "curves": one.findings.curves,
+                **one.findings.content(),
                 "tail": one.tail,
+                "whole": one.whole,
+                "settings": one.settings,
+                "stamp": asdict(one.stamp),
             }
             for one in ended
         },
@@ -64,7 +112,8 @@ def markdown(content: dict[str, Any], out: Path) -> str:
     lines = [
         f"# {device['name']}, {content['date']}",
         "",
-        f"`make gpu-check` at commit {content['commit'] or 'unknown'}.",
+        f"`make gpu-check` at commit {content['commit'] or 'unknown'}, code {content['code']}. Sections can have run "
+        "at different times: each says when, and from which code.",
         "",
         f"- GPU: {_listed(device)}",
         f"- machine: {_listed(hardware)}",
@@ -72,10 +121,11 @@ def markdown(content: dict[str, Any], out: Path) -> str:
         f"- outcomes: {_listed(content['counts'])}",
     ]
     if content["not_run_yet"]:
-        lines.append(f"- interrupted before: {', '.join(content['not_run_yet'])}")
+        lines.append(f"- not run yet: {', '.join(content['not_run_yet'])}")
     for name, section in content["sections"].items():
         took = "not run" if section["seconds"] is None else f"{section['seconds']:.0f} s"
-        lines += ["", f"## {name} ({took})", ""]
+        took += "" if section["whole"] else ", not to its end"
+        lines += ["", f"## {name} ({took})", "", f"{Stamp(**section['stamp'])}{_settings(section['settings'])}", ""]
         lines += ["| check | value | goal | outcome | note |", "|---|---|---|---|---|"]
         for row in section["checks"]:
             check = Check(**row)
@@ -112,6 +162,7 @@ def _table(ended: Sequence[Ended], kept: dict[str, list[Check]], left: Counter[s
     lines = []
     for one in ended:
         took = "not run" if one.seconds is None else f"{one.seconds:.0f} s"
+        took += "" if one.whole else ", not to its end"
         more = f", {left[one.section]} more in {NAME}.md" if left[one.section] else ""
         lines.append(f"{one.section} ({took}{more})")
         lines += [_line(check) for check in kept[one.section]]
@@ -138,6 +189,10 @@ def value_of(check: Check) -> str:
         return f"{value:.2%}"
     shown = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
     return f"{shown} {check.unit}".strip()
+
+
+def _settings(settings: dict[str, str]) -> str:
+    return f"; {', '.join(f'{key}={value}' for key, value in settings.items())}" if settings else ""
 
 
 def _listed(values: dict[str, Any]) -> str:

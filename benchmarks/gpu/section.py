@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
-from benchmarks.gpu.checks import Findings, NotChecked
+from benchmarks.gpu.checks import EARLIER, ENDINGS, Findings, NotChecked, read_findings
 from onevision.errors import OneVisionError
+from onevision.files import write_json
 
 
 def main(arguments: list[str]) -> int:
     """Run `MODULE.check(findings, scratch, **settings)`; what it raises becomes a finding. Exit code 1 if it broke."""
     module, path, scratch, *settings = arguments
-    findings = Findings(Path(path))
-    findings.save()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    before = Path(path).with_name(EARLIER)
+    earlier = read_findings(before) if before.exists() else None
+    findings = Findings(Path(path), earlier=earlier)
+    # What an earlier piece found stands until there is as much again: this piece may end sooner.
+    write_json(findings.path, (earlier or findings).content())
     try:
         check = importlib.import_module(module).check
         check(findings, Path(scratch), **dict(setting.split("=", 1) for setting in settings))
     except NotChecked as reason:
-        findings.unchecked("all of it" if not findings.checks else "the rest", str(reason))
+        findings.unchecked(ENDINGS[not findings.checks], str(reason))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("onevision", "benchmarks", "jobs", "tests"):
             return _broke(findings, error)
-        findings.unchecked("all of it" if not findings.checks else "the rest", f"{error.name} is not installed")
+        findings.unchecked(ENDINGS[not findings.checks], f"{error.name} is not installed")
     except Exception as error:
         return _broke(findings, error)
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """End this process group as soon as `parent` is gone: killed, it could not do so, and the GPU would stay taken."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _broke(findings: Findings, error: Exception) -> int:

@@ -1,11 +1,10 @@
 """`make bench-ops`: every op of cuda/ at real sizes on this machine's GPU, against a copy on it in the same run.
 
-    python -m benchmarks.ops [out=DIR] [only=patches,assemble,scatter,rotary] [strict=1]
+    python -m benchmarks.ops [out=DIR] [only=patches,assemble,scatter,rotary,peers] [strict=1]
 
-Figures and goals are printed as a table and written to ops.json in benchmarks/results, or in DIR, after each section of
-`only`. A section that fails is
-named with the last lines of its traceback, and the others go on; the exit code is then 1. With strict=1 an unmet goal
-gives exit code 1 too. A machine without a GPU: one line, exit code 2.
+Figures and goals are printed as a table and written to ops.json in benchmarks/results, or in DIR, after each row. A
+section of `only` that fails is named with the last lines of its traceback, and the others go on; the exit code is then
+1. With strict=1 an unmet goal gives exit code 1 too. A machine without a GPU: one line, exit code 2.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
     "assemble": tokens.assemble_rows,
     "scatter": tokens.scatter_rows,
     "rotary": tokens.rotary_rows,
+    "peers": tokens.peer_rows,  # last: PyTorch compiles
 }
 
 
@@ -52,7 +52,11 @@ def measure(
     for name in names:
         print(f"section: {name}", flush=True)
         try:
-            rows += SECTIONS[name](copy)  # what came before a failure stays
+            for row in SECTIONS[name](copy):  # what came before a failure stays
+                rows.append(row)
+                beside = f"{row.reference}: {row.reference_value:.4g}"
+                print(f"{row.path}, {row.measure}: {row.value:.4g} {row.unit}, {beside}", flush=True)
+                save(rows, failures)
         except Exception:
             failures[name] = "\n".join(traceback.format_exc().splitlines()[-12:])
             print(f"section {name} failed:\n{failures[name]}", flush=True)

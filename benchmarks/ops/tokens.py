@@ -1,4 +1,4 @@
-"""Assembly of packs, image features into the sequence, rotary embedding; the last two beside PyTorch.
+"""Assembly of packs, image features into the sequence, rotary embedding; and the last two as PyTorch does them.
 
 Packs have the 8,192 tokens of stage 1.5. An op's inputs are several sets that take turns, so that none stays in the
 cache.
@@ -18,6 +18,7 @@ from benchmarks.ops.timing import Row, microseconds, traffic
 
 LENGTH = 8192
 IMAGE_SHARE = 0.6  # of the tokens of a pack
+PATCHES, HEADS, SIZE = 32_768, 16, 64  # of the vision tower
 GOAL = 0.70
 
 
@@ -70,10 +71,6 @@ def scatter_rows(copy: float) -> Iterator[Row]:
         formula = "2 * rows * row + 8 * slots"
         yield traffic(name.format("forward"), times[0], forward, formula, copy, GOAL)
         yield traffic(name.format("backward"), times[1], backward, f"{formula} + slots * row", copy, GOAL)
-        for how, op in (("eager", index_copy), ("torch.compile", torch.compile(index_copy))):
-            yield _beside(name.format("forward"), times[0], how, [partial(op, *one) for one in sets])
-        for how, op in (("eager", index_copy_backward), ("torch.compile", torch.compile(index_copy_backward))):
-            yield _beside(name.format("backward"), times[1], how, [partial(op, e, s) for e, _, s in sets])
 
 
 def _features(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,10 +97,9 @@ def index_copy_backward(grad: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotary_rows(copy: float) -> Iterator[Row]:
     """32,768 patches of 16 heads of 64: the tower's q and k, which are views into one projection, in bfloat16."""
-    patches, heads, size = 32_768, 16, 64
-    sets = [_heads(patches, heads, size, seed) for seed in range(3)]
-    both = 2 * patches * heads * size * 2
-    angles = 4 * patches * size // 2
+    sets = [_heads(PATCHES, HEADS, SIZE, seed) for seed in range(3)]
+    both = 2 * PATCHES * HEADS * SIZE * 2
+    angles = 4 * PATCHES * SIZE // 2
     ops = torch.ops.onevision
     forward = microseconds([partial(ops.rotary, q, k, a, False) for q, k, a, _, _ in sets])
     backward = microseconds([partial(ops.rotary, gq, gk, a, True) for _, _, a, gq, gk in sets])
@@ -113,9 +109,23 @@ def rotary_rows(copy: float) -> Iterator[Row]:
     yield traffic("ops/rotary backward, 32,768 patches", backward, 2 * both + angles, turned, copy, GOAL)
     formula = "2 * (q + k) + gradient of the angles"
     yield traffic("ops/rotary_angles, 32,768 patches", of_angles, 2 * both + angles, formula, copy, GOAL)
-    for how, op in (("eager", rotate), ("torch.compile", torch.compile(rotate))):
-        peers = [partial(op, q, k, a) for q, k, a, _, _ in sets]
-        yield _beside("ops/rotary forward, 32,768 patches", forward, how, peers)
+
+
+def peer_rows(copy: float) -> Iterator[Row]:
+    """Scatter of rows of 4096 and rotary embedding beside PyTorch, which compiles for some of it: a minute."""
+    ops = torch.ops.onevision
+    sets = [_features(4 * LENGTH, 4096, seed) for seed in range(3)]
+    scattered = microseconds([partial(ops.scatter_features, *one) for one in sets])
+    gathered = microseconds([partial(ops.scatter_features_backward, e, s, 0) for e, _, s in sets])
+    turning = [_heads(PATCHES, HEADS, SIZE, seed)[:3] for seed in range(3)]
+    turned = microseconds([partial(ops.rotary, *one, False) for one in turning])
+    name = "ops/scatter {}, 4 packs x 4096"
+    for how, compiled in (("eager", lambda op: op), ("torch.compile", torch.compile)):
+        yield _beside(name.format("forward"), scattered, how, [partial(compiled(index_copy), *one) for one in sets])
+        backward = [partial(compiled(index_copy_backward), e, s) for e, _, s in sets]
+        yield _beside(name.format("backward"), gathered, how, backward)
+        rotated = [partial(compiled(rotate), *one) for one in turning]
+        yield _beside(f"ops/rotary forward, {PATCHES:,} patches", turned, how, rotated)
 
 
 def _heads(patches: int, heads: int, size: int, seed: int) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@
       out=DIR                  throughput.json, throughput.png, and below rows/ logs and traces
                                (default benchmarks/results, and runs/throughput/rows)
       seconds=300              that a row may take
+      kept=FILE                JSON list of rows of an earlier call; those that did not fail are not measured again
       strict=1                 an unmet goal gives exit code 1
       other key=value          overrides of the recipe
 
@@ -38,6 +39,7 @@ from benchmarks.throughput.tries import (
     with_micro_batches,
 )
 from onevision.errors import InputError, OneVisionError
+from onevision.files import read_json
 
 OWN = {
     "model": "",
@@ -50,6 +52,7 @@ OWN = {
     "profile": "",
     "out": "",
     "seconds": "300",
+    "kept": "",
     "strict": "0",
 }
 STAGES = ("stage1", "stage1_5", "stage2")
@@ -86,9 +89,13 @@ def measure(
         InputError: an unknown row, or an override that is wrong.
     """
     rows: list[dict[str, Any]] = []
+    kept = {row["name"]: row for row in (read_json(own["kept"]) if own["kept"] else []) if "failed" not in row}
     for name, asked in list(specifications(own, overrides, folder)):
         absent = lacks(asked)
-        if absent:
+        if name in kept:
+            rows.append(kept[name])
+            print(f"{name}: kept", flush=True)
+        elif absent:
             rows.append({"name": name, "what": asked["kind"], "failed": absent})
             print(f"{name}: not measured: {absent}", flush=True)
         else:

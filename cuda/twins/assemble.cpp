@@ -10,6 +10,7 @@ constexpr int TOO_LONG = 2;
 }  // namespace
 
 int64_t ov_assemble_blocks_twin(int64_t) { return 0; }
+int64_t ov_assemble_words_twin(int64_t) { return 0; }
 
 OV_ASSEMBLE(ov_assemble_twin) {
   static_cast<void>(stream);

@@ -63,7 +63,7 @@ void patches(const OvImages& in, const OvScale& scale, T* out) {
 }  // namespace
 
 OV_RESIZE_PATCHES(ov_resize_patches_twin) {
-  static_cast<void>(plans);
+  static_cast<void>(scratch);
   static_cast<void>(stream);
   if (dtype == OV_BFLOAT16) {
     patches(in, scale, static_cast<Bfloat16*>(out));
@@ -72,3 +72,7 @@ OV_RESIZE_PATCHES(ov_resize_patches_twin) {
   }
   return 0;
 }
+
+bool ov_patches_simple_twin(int64_t, int64_t, int64_t, int64_t) { return false; }
+
+int64_t ov_patches_scratch_twin(int64_t, int64_t, int64_t, int64_t) { return 0; }

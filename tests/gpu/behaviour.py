@@ -38,3 +38,21 @@ def check(findings: Findings, scratch: Path, how: str) -> None:
         time.sleep(600)
     if how == "draws":
         (scratch / "curve.svg").write_text("<svg/>")
+    if how.startswith("stages "):
+        _stages(findings, Path(how.removeprefix("stages ")))
+
+
+def _stages(findings: Findings, journal: Path) -> None:
+    """Three parts, of which each is kept once it is done; the second hangs as long as the file `gate` is not there."""
+    done = dict(findings.earlier.facts) if findings.earlier else {}
+    for part in ("first", "second", "third"):
+        if part not in done:
+            with journal.open("a") as out:
+                out.write(f"{part}\n")
+            if part == "second" and not journal.with_name("gate").exists():
+                child = subprocess.Popen(["sleep", "600"])
+                journal.with_name("child").write_text(str(child.pid))
+                time.sleep(600)
+            done[part] = 1
+        findings.facts[part] = done[part]
+        findings.save()

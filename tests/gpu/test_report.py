@@ -10,11 +10,15 @@ from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Check, F
 from benchmarks.gpu.external import gather
 from benchmarks.gpu.report import summary, table, write_report
 from benchmarks.gpu.runner import Ended
+from benchmarks.gpu.stamp import Stamp
 from benchmarks.results import Row
 from onevision.files import read_json, write_json
 from onevision.planning.hardware import GPUS, calibrated
 
 DEVICE = "NVIDIA H100 80GB HBM3"
+
+
+MARK = Stamp("2026-11-28 03:00:00 UTC", "abc", "0123456789ab")
 
 
 def ended(section: str, *checks: Check, **findings: object) -> Ended:
@@ -32,7 +36,7 @@ def test_the_report_is_a_calibration_and_a_page(tmp_path: Path) -> None:
         Check("fp8", outcome=UNCHECKED, note="Transformer Engine is not installed"),
     )
     (tmp_path / "parity.svg").write_text("<svg/>")
-    write_report(tmp_path, DEVICE, [machine, parity], ["environment", "parity", "ops"])
+    write_report(tmp_path, DEVICE, [machine, parity], ["environment", "parity", "ops"], MARK)
     content = read_json(tmp_path / "gpu-check.json")
     assert content["not_run_yet"] == ["ops"] and content["commit"] == "abc"
     assert content["counts"] == {FAILED: 0, MISSED: 0, UNCHECKED: 1, MET: 1, FACT: 1}
@@ -42,7 +46,7 @@ def test_the_report_is_a_calibration_and_a_page(tmp_path: Path) -> None:
     assert "| bf16 against fp32 | 0.40% | at most 1% | met | a \\| b |" in page
     assert "| fp8 |  |  | not checked | Transformer Engine is not installed |" in page
     assert "| copy | 3,012 GB/s |  |  |  |" in page
-    assert "![parity](parity.svg)" in page and "interrupted before: ops" in page
+    assert "![parity](parity.svg)" in page and "not run yet: ops" in page
 
 
 def test_the_table_has_what_failed_however_much_there_is() -> None:
@@ -59,7 +63,7 @@ def test_the_table_has_what_failed_however_much_there_is() -> None:
 def test_a_section_that_was_not_run_is_told_apart() -> None:
     one = Ended("ops", Findings(Path("unused"), [Check("all of it", outcome=UNCHECKED, note="out of time")]))
     assert table([one]).startswith("ops (not run)\n  all of it: NOT CHECKED - out of time")
-    assert summary(DEVICE, [one], ["ops"])["sections"]["ops"]["seconds"] is None
+    assert summary(DEVICE, [one], ["ops"], MARK)["sections"]["ops"]["seconds"] is None
 
 
 def test_rows_of_a_benchmark_become_checks() -> None:

@@ -25,6 +25,10 @@ def section(how: str, limit: float = 250.0, seconds: float = 1.0) -> Section:
     return Section(how.replace(" ", "-"), MODULE, seconds, limit, {"how": how})
 
 
+def gone(process: int) -> bool:
+    return not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+
+
 def last(ended: Ended) -> Check:
     return ended.findings.checks[-1]
 
@@ -36,9 +40,9 @@ def all_endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, End
     hows = ["breaks", "refuses", "lacks a package", "needs more", "exits", "is killed", "draws"]
     sections = [section("hangs", limit=8.0), *map(section, hows)]
     said: list[str] = []
-    saved: list[int] = []
-    ended = run_sections(sections, out / "log.txt", 3000, lambda so_far: saved.append(len(so_far)), said.append)
-    assert saved == list(range(1, len(sections) + 1))
+    saved: list[str] = []
+    ended = run_sections(sections, out / "log.txt", 3000, lambda one: saved.append(one.section), said.append)
+    assert list(dict.fromkeys(saved)) == [one.name for one in sections]
     return {one.section: one for one in ended}, said, out
 
 
@@ -68,8 +72,7 @@ def test_a_section_that_does_not_end_well_says_why_and_keeps_what_it_found(
 def test_a_section_that_hangs_ends_with_all_that_it_started(
     all_endings: tuple[dict[str, Ended], list[str], Path],
 ) -> None:
-    child = int(last(all_endings[0]["hangs"]).note.rpartition(" ")[2])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert gone(int(last(all_endings[0]["hangs"]).note.rpartition(" ")[2]))
 
 
 def test_what_is_for_the_terminal_the_log_and_the_report(
@@ -80,7 +83,7 @@ def test_what_is_for_the_terminal_the_log_and_the_report(
     assert "breaks (at most 250 s)" in text and "  about to end: breaks" in text and "for the log alone" not in text
     log = (out / "log.txt").read_text()
     assert "for the log alone" in log and "==== breaks" in log and "ValueError: a value\nof two lines" in log
-    assert (out / "curve.svg").exists()
+    assert (out / "draws.svg").exists()
     assert [check.name for check in ended["draws"].findings.checks] == ["before"]
 
 
@@ -90,6 +93,7 @@ def test_what_does_not_fit_into_the_time_is_not_checked(tmp_path: Path) -> None:
     assert first.seconds is None and last(first).outcome == UNCHECKED
     assert last(first).note == "out of time: 40 s left, takes about 100 s"
     assert second.seconds is not None and second.findings.checks == [Check("before", 1.5, "s")]
+    assert (first.whole, second.whole) == (False, True)
 
 
 def test_an_interrupted_check_keeps_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
@@ -114,13 +118,12 @@ check(sections, "NVIDIA H100 80GB HBM3", Path({str(tmp_path)!r}), 3000)
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(60) != 0
-    assert "draws (" in rest and "gpu-check.md" in rest
+    assert "draws (" in rest and "hangs (" in rest and "not to its end)" in rest and "gpu-check.md" in rest
     content = read_json(tmp_path / "gpu-check.json")
     assert content["not_run_yet"] == ["ops"] and list(content["sections"]) == ["draws", "hangs"]
     before, rest = content["sections"]["hangs"]["checks"]
     assert before["value"] == 1.5 and (rest["outcome"], rest["note"]) == (UNCHECKED, "interrupted")
-    child = int(log.rpartition("child ")[2].split()[0])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert gone(int(log.rpartition("child ")[2].split()[0]))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,8 @@ check(sections, "NVIDIA H100 80GB HBM3", Path({str(tmp_path)!r}), 3000)
         (["only=party"], "unknown section 'party'; the nearest is 'parity'"),
         (["seconds=soon"], "seconds=soon is not a number above 0"),
         (["party.steps=3"], "party.steps=3: 'party' is not one of the sections environment, build,"),
-        (["fast=1"], "gpu-check takes out=, seconds=, only=, not fast=1"),
+        (["fast=1"], "gpu-check takes out=, seconds=, only=, again=, not fast=1"),
+        (["again=party"], "again=party: unknown section 'party'; the nearest is 'parity'"),
     ],
 )
 def test_wrong_settings_are_refused_in_a_line(
@@ -156,22 +160,24 @@ def test_make_takes_the_python_that_is_named(tmp_path: Path) -> None:
     named.write_text('#!/bin/sh\necho "$PYTHONPATH|$@"\n')
     named.chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MAKEFLAGS")}
-    command = ["make", "--no-print-directory", "gpu-check", f"PYTHON={named}", "ONLY=build", "SECONDS=9"]
+    command = ["make", "--no-print-directory", "gpu-check", f"PYTHON={named}", "ONLY=build", "SECONDS=9", "AGAIN=ops"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout == "src:.|-m jobs gpu-check seconds=9 only=build\n"
+    assert ended.stdout == "src:.|-m jobs gpu-check seconds=9 only=build again=ops\n"
 
 
 def test_a_section_can_be_given_other_settings() -> None:
-    sections = gpu_check.chosen("parity,throughput")
-    parity, throughput = gpu_check.with_settings(sections, ["parity.steps=100", "throughput.model=1.7b"])
+    sections = gpu_check.chosen("only", "parity,throughput")
+    throughput, parity = gpu_check.with_settings(sections, ["parity.steps=100", "throughput.model=1.7b"])
     assert parity.settings == {"steps": "100"}
+    assert "sanitizer" not in [one.name for one in gpu_check.chosen("only", "")]
+    assert [one.name for one in gpu_check.chosen("only", "sanitizer")] == ["sanitizer"]
     assert throughput.settings["package"] == "benchmarks.throughput" and throughput.settings["model"] == "1.7b"
 
 
 def test_sections_have_modules_with_a_check() -> None:
     import importlib
 
-    for one in gpu_check.SECTIONS:
+    for one in (*gpu_check.SECTIONS, *gpu_check.ASKED):
         assert callable(importlib.import_module(one.module).check), one.name
         assert one.seconds <= one.limit
     assert json.dumps([one.settings for one in gpu_check.SECTIONS])

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.gpu import correctness, machine
 from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Findings, NotChecked
+from benchmarks.gpu.corpus import make_ahead
 from benchmarks.gpu.parity import EQUAL, difference, relative, smoothed
 from benchmarks.gpu.runner import Section, run_section
 
@@ -40,9 +41,12 @@ def test_passes_too():
 
 
 def test_training_in_bf16_against_fp32_and_over_a_checkpoint(tmp_path: Path) -> None:
-    section = Section("parity", "benchmarks.gpu.parity", 60, 280, PARITY | HERE)
+    section, folder = Section("parity", "benchmarks.gpu.parity", 60, 280, PARITY | HERE), tmp_path / "parity"
+    folder.mkdir()
+    make_ahead(tmp_path / "build", "tiny", 512, 0.03)
     with (tmp_path / "log").open("w") as log:
-        ended = run_section(section, tmp_path, 280, log, print)
+        ended = run_section(section, folder, 280, log, print)
+    assert not (folder / "corpus").exists()  # that which was made ahead is there
     checks = {check.name: check for check in ended.findings.checks}
     assert not [check for check in checks.values() if check.outcome == FAILED], (tmp_path / "log").read_text()
     parity = checks["bf16 against fp32: largest difference of the loss"]
@@ -52,7 +56,7 @@ def test_training_in_bf16_against_fp32_and_over_a_checkpoint(tmp_path: Path) -> 
     assert checks["fp8 delayed"].note == "Transformer Engine is not installed"
     curves = ended.findings.curves
     assert len(curves["fp32"]) == len(curves["bf16"]) == 6 and curves["resumed"] == curves["once"]
-    assert (tmp_path / "parity.svg").read_text().startswith("<?xml")
+    assert (folder / "parity.svg").read_text().startswith("<?xml")
 
 
 def test_differences_of_curves() -> None:

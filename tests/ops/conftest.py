@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from onevision.ops.build import Library
+from onevision.ops.build import FOLDER, Library
 from onevision.ops.library import here, load
 
 
@@ -35,23 +35,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def libraries(folder: Path) -> ctypes.CDLL:
-    """The library of this machine and the emulated one, loaded; the latter's C functions."""
+def native(folder: Path) -> None:
+    """The library of this machine, loaded: as it stands in cuda/build, which its name proves, or built anew."""
     for compiler in ("g++", "nvcc") if here().architectures else ("g++",):
         if shutil.which(compiler) is None:
             pytest.skip(f"{compiler} is not installed")
-    for library in (here(), Library(emulated=True)):
-        library.build(folder)
-        load(library, folder)
-    return ctypes.CDLL(str(Library(emulated=True).path(folder)))
+    standing = here().path().exists()
+    if not standing:
+        here().build(folder)
+    load(here(), FOLDER if standing else folder)
+
+
+@pytest.fixture(scope="session")
+def libraries(native: None, folder: Path) -> ctypes.CDLL:
+    """The library of this machine and the emulated one, loaded; the latter's C functions."""
+    emulated = Library(emulated=True)
+    emulated.build(folder)
+    load(emulated, folder)
+    return ctypes.CDLL(str(emulated.path(folder)))
 
 
 @pytest.fixture(params=["twin", "kernel", "kernel, threads reversed", pytest.param("cuda", marks=pytest.mark.gpu)])
-def place(request: pytest.FixtureRequest, libraries: ctypes.CDLL) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, native: None) -> Iterator[Place]:
     """The twin; the kernel's source on the CPU, its threads in one order and in the other; the GPU."""
+    emulated = request.param.startswith("kernel")
+    if not emulated:
+        yield Place("onevision", "cuda" if request.param == "cuda" else "cpu")
+        return
+    libraries = request.getfixturevalue("libraries")
     libraries.ov_emulator_descending(int(request.param.endswith("reversed")))
-    yield Place(
-        "onevision_emulated" if request.param.startswith("kernel") else "onevision",
-        "cuda" if request.param == "cuda" else "cpu",
-    )
+    yield Place("onevision_emulated", "cpu")
     libraries.ov_emulator_descending(0)

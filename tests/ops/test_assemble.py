@@ -120,7 +120,7 @@ def test_compiled(place: Place, tokenizer: Tokenizer, backend: str) -> None:
     ],
 )
 def test_offsets_that_do_not_fit_are_refused(
-    libraries: Any, samples: list[int], packs: list[int], complaint: str
+    native: None, samples: list[int], packs: list[int], complaint: str
 ) -> None:
     ids, target = torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.bool)
     offsets = torch.tensor(samples), torch.tensor(packs, dtype=torch.int64)
@@ -137,7 +137,7 @@ def test_the_op_refuses_them_too(place: Place, packs: list[int]) -> None:
         place.ops.assemble(ids, target, torch.tensor([0, 9, 10]), torch.tensor(packs), 8, 0, 1, 0)
 
 
-def test_the_function_is_the_op(libraries: Any, tokenizer: Tokenizer) -> None:
+def test_the_function_is_the_op(native: None, tokenizer: Tokenizer) -> None:
     made = ragged([[20, 3], [40]], tokenizer, 0.3, 1)
     wanted = run(Place("onevision", "cpu"), made, tokenizer, 5)
     found = assemble(*made, T, tokenizer.endoftext, tokenizer.image_pad, 5)

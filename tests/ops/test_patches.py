@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ def test_what_cannot_work_is_refused(place: Place, position: int, value: Any, co
         place.ops.resize_patches(*given)
 
 
-def test_the_function_is_the_op(libraries: ctypes.CDLL) -> None:
+def test_the_function_is_the_op(native: None) -> None:
     images = made(RAGGED)
     found = ours.resize_patches(flat(images, "cpu"), torch.tensor(RAGGED), torch.float32)
     torch.testing.assert_close(found, by_pillow(images, RAGGED), rtol=0, atol=1e-6)

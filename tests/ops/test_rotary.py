@@ -65,7 +65,7 @@ def test_it_is_the_towers_forward_and_backward(
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_angles_of_some_tokens_alone(libraries: object, device: str) -> None:
+def test_angles_of_some_tokens_alone(native: None, device: str) -> None:
     """The gradients are those of all tokens, and zero at the angles that are not learned."""
     angles = vision_angles([(4, 6), (2, 8)], 32).to(device)
     learned = torch.tensor([0, 7, len(angles) - 1], device=device)

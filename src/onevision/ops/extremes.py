@@ -47,6 +47,7 @@ def extremes() -> Iterator[tuple[str, str, Case]]:
         ("no image", []),
         ("1 image of 1 token", [(28, 28, 2, 2)]),
         ("1 image of 1 pixel", [(1, 1, 2, 2)]),
+        ("odd sides, a little shrunk and grown", [(61, 45, 4, 4), (64, 66, 4, 4), (47, 71, 4, 4)]),
         ("shrunk 15 times", [(400, 450, 2, 2)]),
         ("wide and tall images", [(9, 900, 2, 4), (900, 9, 4, 2), (300, 40, 2, 2), (64, 48, 4, 4)]),
         ("300 images", [(8 + n % 31, 8 + n % 37, 2, 2) for n in range(300)]),

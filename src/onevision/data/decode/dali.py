@@ -86,7 +86,8 @@ class DaliMixedDecoder:
         self.device = device
         on_gpu = device.type == "cuda"
         # Its outputs live as long as the tensors on them do, in this execution model only.
-        settings = {"exec_dynamic": True, "device_id": device.index if on_gpu else None}
+        number = torch.cuda.current_device() if on_gpu and device.index is None else device.index
+        settings = {"exec_dynamic": True, "device_id": number if on_gpu else None}
         load = {"hw_decoder_load": hw_decoder_load} if on_gpu else {}
         self._decoded = _Pipelines("dali_mixed", lambda: _decoded("mixed" if on_gpu else "cpu", **load), **settings)
 
@@ -119,6 +120,7 @@ class DaliMixedDecoder:
     def _decode(self, images: list[bytes], parts: list[torch.Tensor]) -> None:
         if not images:
             return
+        # DALI has a stream of its own: `run` returns when the pixels are there. The copies are on the current stream.
         batch = self._decoded.run(encoded=[np.frombuffer(data, np.uint8) for data in images])
         for n, part in enumerate(parts):
             part.copy_(torch.from_dlpack(batch[n]))
