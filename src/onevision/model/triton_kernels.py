@@ -158,13 +158,18 @@ def _swiglu_backward(grad, x, grad_x, total, N: tl.constexpr, BLOCK: tl.constexp
     tl.store(grad_x + start + N, (above * gate * share).to(grad_x.dtype.element_ty), mask)
 
 
+def swiglu_into(out: Tensor, x: Tensor) -> None:
+    """out [..., F] = SiLU(x[..., :F]) * x[..., F:] of contiguous x [..., 2F], without a gradient."""
+    if out.numel():
+        _swiglu_forward[(triton.cdiv(out.numel(), 1024),)](x, out, out.numel(), out.shape[-1], 1024, num_warps=4)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-        if out.numel():
-            _swiglu_forward[(triton.cdiv(out.numel(), 1024),)](x, out, out.numel(), out.shape[-1], 1024, num_warps=4)
+        swiglu_into(out, x)
         ctx.save_for_backward(x)
         return out
 
@@ -223,13 +228,18 @@ def _bias_gelu_backward(grad, x, bias, grad_x, parts, rows, N: tl.constexpr, ROW
     tl.store(parts + tl.program_id(1) * N + column, total, inside)
 
 
+def bias_gelu_into(out: Tensor, x: Tensor, bias: Tensor) -> None:
+    """out = GELU(x + bias) of contiguous x [..., N] and bias [N], without a gradient."""
+    if x.numel():
+        _bias_gelu_forward[(triton.cdiv(x.numel(), 1024),)](x, bias, out, x.numel(), len(bias), 1024, num_warps=4)
+
+
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
-        if x.numel():
-            _bias_gelu_forward[(triton.cdiv(x.numel(), 1024),)](x, bias, out, x.numel(), len(bias), 1024, num_warps=4)
+        bias_gelu_into(out, x, bias)
         ctx.save_for_backward(x, bias)
         return out
 

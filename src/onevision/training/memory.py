@@ -57,8 +57,10 @@ Of all of these the fullest stage is told. An image has at most max_pixels/196 p
 
 The layers are those of a GPU without Transformer Engine (`onevision.model.fused`). On a CPU, where each part of an
 elementwise formula keeps its own inputs, they keep up to 40 % more in FP32, and more in BF16, where norms work on FP32
-copies. What is kept is measured on a CPU and read in the source for a GPU. An H100 in stage 1.5 of 1.7b had 78.9 GB
-in tensors where these formulas say 70.9 (benchmarks/results/gpu-h100-2026-11-27): the rest is not explained yet.
+copies. What is kept is measured on a CPU and read in the source for a GPU; with the modules of a GPU, run on tensors
+without content, autograd keeps what these formulas say within 0.1 %. An H100 in stage 1.5 of 1.7b had 78.9 GB in
+tensors (benchmarks/results/gpu-h100-2026-11-27) where they say 70.0. The rest was held for nothing, and is no longer:
+hooks of recomputed activations kept 16*f bytes a row of each vision layer, 8.8 GB, until the next micro-batch's loss.
 """
 
 from __future__ import annotations
