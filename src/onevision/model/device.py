@@ -42,7 +42,7 @@ def prepare_allocator() -> None:
     """Have PyTorch's allocator grow its segments in place: packs have another size each step, and what was cut to the
     size of one leaves gaps with the next (3 of an H100's 82 GB). Settings of PyTorch's own variables go first."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def set_threads(threads: int, local_size: int) -> int:

@@ -10,7 +10,18 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from onevision.model.triton_kernels import bias_add, bias_gelu, bias_gelu_into, norm, swiglu, swiglu_into
+from onevision.model.layer import Residual, SegmentSelfAttention
+from onevision.model.triton_attention import attention_inputs
+from onevision.model.triton_kernels import (
+    add_norm,
+    bias_add,
+    bias_gelu,
+    bias_gelu_into,
+    fork_norm,
+    norm,
+    swiglu,
+    swiglu_into,
+)
 
 
 class FusedRMSNorm(torch.nn.RMSNorm):
@@ -97,3 +108,31 @@ def fused_bias_add(training: bool, fused: bool) -> Callable[[tuple[Tensor, Tenso
         return residual + output if bias is None else bias_add(output, bias, residual)
 
     return add
+
+
+def fused_fork_norm(norm: FusedRMSNorm | FusedLayerNorm, hidden: Tensor) -> Residual:
+    """As `onevision.model.layer.fork_norm`: one kernel forward, and one backward with the sum of both gradients."""
+    return fork_norm(hidden, norm.weight, getattr(norm, "bias", None), norm.eps)
+
+
+def fused_add_norm(
+    norm: FusedRMSNorm | FusedLayerNorm, output: Tensor, bias: Tensor | None, residual: Tensor
+) -> Residual:
+    """As `onevision.model.layer.add_norm`, one kernel each way; the gradient of the bias is summed in it too."""
+    return add_norm(output, bias, residual, norm.weight, getattr(norm, "bias", None), norm.eps)
+
+
+def fused_attention_inputs(
+    attention: SegmentSelfAttention, mixed: Tensor, bias: Tensor | None, angles: Tensor, learned: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `onevision.model.layer.attention_inputs`, one kernel each way, which adds the bias too."""
+    q_norm, k_norm = attention.q_layernorm, attention.k_layernorm
+    return attention_inputs(
+        mixed,
+        attention.num_query_groups_per_partition,
+        attention.hidden_size_per_attention_head,
+        angles,
+        norms=(q_norm.weight, k_norm.weight, q_norm.eps) if isinstance(q_norm, FusedRMSNorm) else None,
+        bias=bias,
+        learned=learned,
+    )
