@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from megatron.core.extensions import transformer_engine as te
 
 from onevision.errors import InputError
-from onevision.model.backend import fp8_problem, machine_problems, resolve_backend
+from onevision.model.backend import (
+    backend_facts,
+    fp8_problem,
+    machine_problems,
+    resolve_backend,
+    te_attention_problem,
+)
 from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -33,11 +42,26 @@ def test_an_a800_has_no_fp8(chip: None) -> None:
     )
 
 
-def test_an_a800_needs_flash_attention_for_transformer_engine(chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_a800_without_flash_attention_has_pytorchs_with_transformer_engine(
+    chip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(te, "HAVE_TE", True)
-    assert resolve_backend("auto", GPU) == "torch"
-    with pytest.raises(InputError, match="needs the package flash-attn on GPUs before Hopper"):
-        resolve_backend("transformer_engine", GPU)
+    assert resolve_backend("auto", GPU) == resolve_backend("transformer_engine", GPU) == "transformer_engine"
+    problem = te_attention_problem(GPU)
+    assert problem is not None and "needs the package flash-attn on GPUs before Hopper" in problem
+    facts = backend_facts("transformer_engine", GPU)
+    assert facts[1:] == ["attention: PyTorch's", f"absent: {problem}; with it comes its attention"]
+
+
+@pytest.mark.parametrize("found", [91400, 91900])
+def test_another_cudnn_than_pytorchs_is_not_used(found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    library = SimpleNamespace(get_cudnn_version=lambda: found)
+    monkeypatch.setitem(sys.modules, "transformer_engine_torch", library)
+    problem = te_attention_problem(GPU)
+    assert (problem is None) == (found == 91900)
+    assert problem is None or "cuDNN 91400 where PyTorch has 91900: set CUDNN_HOME" in problem
 
 
 def test_fp8_without_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,15 @@ def transformer_engine_problem(device: torch.device) -> str | None:
         return "Transformer Engine needs a GPU"
     if not te.HAVE_TE:
         return "Transformer Engine is not installed"
+    return None
+
+
+def te_attention_problem(device: torch.device) -> str | None:
+    """Why the attention of Transformer Engine, which is a backend here, is not used with its other modules; None where
+    it is. PyTorch's takes its place."""
     if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and util.find_spec("flash_attn") is None:
         # Without it there is but an attention that holds the square of every pack.
-        return "Transformer Engine needs the package flash-attn on GPUs before Hopper, and it is not installed"
+        return "Transformer Engine's attention needs the package flash-attn on GPUs before Hopper: it is not installed"
     import transformer_engine_torch
 
     found, own = transformer_engine_torch.get_cudnn_version(), torch.backends.cudnn.version()
@@ -91,15 +97,18 @@ def backend_facts(backend: str, device: torch.device) -> list[str]:
     """Lines that say what the model is made of here, and what is absent that would be faster."""
     facts = []
     if backend == TRANSFORMER_ENGINE:
-        facts.append(f"backend: Transformer Engine {_version('transformer-engine')}: linears, norms, attention")
+        facts.append(f"backend: Transformer Engine {_version('transformer-engine')}: linears, norms")
     else:
         facts.append("backend: PyTorch")
         problem = transformer_engine_problem(device)
         if device.type == "cuda" and problem:
             facts.append(f"absent: {problem}; with it come fused linears and norms, and FP8 where the GPU has it")
     if device.type == "cuda" and backend == TRANSFORMER_ENGINE:
-        flash = _version("flash-attn")
-        facts.append(f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine")
+        flash, problem = _version("flash-attn"), te_attention_problem(device)
+        if problem:
+            facts += ["attention: PyTorch's", f"absent: {problem}; with it comes its attention"]
+        else:
+            facts.append(f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine")
     return facts
 
 

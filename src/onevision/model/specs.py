@@ -28,7 +28,7 @@ from torch import Tensor
 
 from onevision.model import layer as plain
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
-from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend
+from onevision.model.backend import TRANSFORMER_ENGINE, resolve_backend, te_attention_problem
 from onevision.model.rotary import rotate
 from onevision.ops.library import load
 from onevision.ops.rotary import rotary
@@ -96,7 +96,7 @@ def backend_modules(
 
     On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation. With
     `own_attention` both have `SegmentAttention`: where ranks share tokens, for which Transformer Engine's wants every
-    sample padded, and for generation.
+    sample padded, and for generation. So they have where Transformer Engine's cannot run.
 
     Raises:
         InputError: Transformer Engine is asked for and is no backend here, or the ops of `cuda/` are not built.
@@ -134,7 +134,7 @@ def backend_modules(
         column_linear=te.TEColumnParallelLinear,
         row_linear=te.TERowParallelLinear,
         norm=te.TENorm,
-        core_attention=SegmentAttention if own_attention else te.TEDotProductAttention,
+        core_attention=SegmentAttention if own_attention or te_attention_problem(device) else te.TEDotProductAttention,
         norm_linear=te.TELayerNormColumnParallelLinear,
     )
 
