@@ -108,7 +108,7 @@ def backend_facts(backend: str, device: torch.device) -> list[str]:
         if problem:
             facts += ["attention: PyTorch's", f"absent: {problem}; with it comes its attention"]
         else:
-            facts.append(f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine")
+            facts.append(f"attention: {f'flash-attn {flash}' if flash else 'cuDNN'}, through Transformer Engine")
     return facts
 
 

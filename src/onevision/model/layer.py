@@ -54,7 +54,11 @@ class SegmentSelfAttention(SelfAttention):
     """
 
     def __init__(
-        self, *args: Any, inputs: Callable[..., tuple[Tensor, Tensor, Tensor]], rotate: Rotate, adds_bias: bool,
+        self,
+        *args: Any,
+        inputs: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        rotate: Rotate,
+        adds_bias: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -63,8 +67,13 @@ class SegmentSelfAttention(SelfAttention):
             self.linear_qkv.skip_bias_add = True
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor,
-        packed_seq_params: SegmentParams, **_: Any,
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        rotary_pos_emb: Tensor,
+        packed_seq_params: SegmentParams,
+        **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Output [T, 1, H] and its bias, which is not added yet."""
         mixed, bias = self.linear_qkv(hidden_states)
@@ -80,15 +89,24 @@ class SegmentSelfAttention(SelfAttention):
 class Layer(TransformerLayer):
     """Megatron's `TransformerLayer` with self-attention and an MLP. `fork` and `add` are as `fork_norm`, `add_norm`."""
 
-    def __init__(
-        self, *args: Any, fork: Callable[..., Residual], add: Callable[..., Residual], **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, fork: Callable[..., Residual], add: Callable[..., Residual], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork, self.add = fork, add
+        if self.config.tensor_model_parallel_size == 1:
+            # Nobody shares a product: four functions a layer, each way, would but hand on what they get.
+            for column in (self.self_attention.linear_qkv, self.mlp.linear_fc1):
+                column.disable_grad_reduce = True
+            for row in (self.self_attention.linear_proj, self.mlp.linear_fc2):
+                row.explicit_expert_comm = True
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor,
-        packed_seq_params: SegmentParams, **_: Any,
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        rotary_pos_emb: Tensor,
+        packed_seq_params: SegmentParams,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         """Hidden states [T, 1, H], and nothing in the place of the context of cross attention."""
         residual, normed = self.fork(self.input_layernorm, hidden_states)

@@ -27,7 +27,7 @@ from onevision.model.triton_kernels import multiprocessors
 _VALUES = 1024  # pairs of a tile: eight a thread of four warps, 16 bytes of each half
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # it is another one each time
 def _attention_inputs(mixed, q, k, q_weight, k_weight, bias, angles, tokens, eps, G: tl.constexpr, R: tl.constexpr,
                       D: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, NORMED: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -64,7 +64,7 @@ def _attention_inputs(mixed, q, k, q_weight, k_weight, bias, angles, tokens, eps
             tl.store(out + D // 2, high.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # it is another one each time
 def _attention_inputs_backward(grad_q, grad_k, grad_v, mixed, q_weight, k_weight, angles, grad_mixed, parts, tokens,
                                eps, G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
                                ROWS: tl.constexpr, NORMED: tl.constexpr):

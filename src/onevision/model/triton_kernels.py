@@ -30,7 +30,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_forward(x, weight, bias, out, mean, scale, added, residual, total, rows, eps, heads: tl.constexpr, stride,
                   head_stride, N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, LAYER: tl.constexpr,
                   ADD: tl.constexpr, BIASED: tl.constexpr):
@@ -59,7 +59,7 @@ def _norm_forward(x, weight, bias, out, mean, scale, added, residual, total, row
     tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], value.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_backward(grad, passed, x, weight, mean, scale, grad_x, weight_parts, bias_parts, added_parts, rows,
                    heads: tl.constexpr, stride, head_stride, N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
                    LAYER: tl.constexpr, LEARNED: tl.constexpr, PASSED: tl.constexpr, BIASED: tl.constexpr):
@@ -318,7 +318,7 @@ def _bias_gelu_forward(x, bias, out, total, N: tl.constexpr, BLOCK: tl.constexpr
     tl.store(out + place, (value * share).to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_backward(grad, x, bias, grad_x, parts, rows, N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < N
