@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +30,8 @@ def run_check(arguments: list[str]) -> int:
     """python -m jobs cuda-check
 
     Compiles every kernel for sm_80 and sm_90, warnings being errors, and prints what it takes of a GPU. Then runs every
-    kernel's source on the CPU, on ragged extremes, and compares it with its twin.
+    kernel's source on the CPU, on ragged extremes, and compares it with its twin. Where Triton is installed its kernels
+    are compiled for the same GPUs.
     """
     _no_arguments("cuda-check", arguments)
     console = Console()
@@ -44,7 +47,21 @@ def run_check(arguments: list[str]) -> int:
     for result in compare_all():
         compared.add_row(result.op, result.case, f"{result.difference:.1e}" if result.difference else "equal")
     console.print(compared)
+    _check_triton(console)
     return 0
+
+
+def _check_triton(console: Console) -> None:
+    if importlib.util.find_spec("triton") is None:
+        print("The Triton kernels of the layers: not checked, Triton is not installed (pip install triton)")
+        return
+    from onevision.model.triton_check import compiled
+
+    table = Table("kernel", "shape", "GPU", "registers", "stack", "widest load", "store", title="Triton, compiled")
+    for one in compiled():
+        widths = (f"{one.widest_load} B", f"{one.widest_store} B")
+        table.add_row(one.name, one.case, f"sm_{one.architecture}", str(one.registers), f"{one.stack} B", *widths)
+    console.print(table)
 
 
 def _no_arguments(job: str, arguments: list[str]) -> None:

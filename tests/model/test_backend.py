@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from megatron.core.extensions import transformer_engine as te
@@ -17,6 +20,7 @@ from onevision.model.backend import (
     machine_problems,
     resolve_attention,
     resolve_backend,
+    te_attention_problem,
 )
 from onevision.model.configs import language_config
 from onevision.model.presets import PRESETS
@@ -47,11 +51,30 @@ def test_an_a800_has_no_fp8(chip: None) -> None:
     )
 
 
-def test_an_a800_needs_flash_attention_for_transformer_engine(chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_a800_without_flash_attention_has_pytorchs_with_transformer_engine(
+    chip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(te, "HAVE_TE", True)
-    assert resolve_backend("auto", GPU) == "torch"
-    with pytest.raises(InputError, match="needs the package flash-attn on GPUs before Hopper"):
-        resolve_backend("transformer_engine", GPU)
+    assert resolve_backend("auto", GPU) == resolve_backend("transformer_engine", GPU) == "transformer_engine"
+    problem = te_attention_problem(GPU)
+    assert problem is not None and "needs the package flash-attn on GPUs before Hopper" in problem
+    attention = resolve_attention("auto", "transformer_engine", GPU)
+    assert attention == "torch"
+    assert backend_facts("transformer_engine", attention, GPU)[1:] == [
+        "attention: PyTorch's flash attention in BF16, its scaled dot product in FP32",
+        f"absent: {problem}; with it comes its attention",
+    ]
+
+
+@pytest.mark.parametrize("found", [91400, 91900])
+def test_another_cudnn_than_pytorchs_is_not_used(found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    library = SimpleNamespace(get_cudnn_version=lambda: found)
+    monkeypatch.setitem(sys.modules, "transformer_engine_torch", library)
+    problem = te_attention_problem(GPU)
+    assert (problem is None) == (found == 91900)
+    assert problem is None or "cuDNN 91400 where PyTorch has 91900: set CUDNN_HOME" in problem
 
 
 def test_fp8_without_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +104,8 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     found["flash-attn-4"] = flash_attn_4.VERSION
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(flash_attn_4, "version", found.get)
+    library = SimpleNamespace(get_cudnn_version=torch.backends.cudnn.version)
+    monkeypatch.setitem(sys.modules, "transformer_engine_torch", library)
     return found
 
 

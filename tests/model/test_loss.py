@@ -53,6 +53,20 @@ def test_it_is_the_cross_entropy_of_the_whole_logits(rows: int, factor: float) -
     assert near(hidden.grad, of_hidden) and near(weight.grad, of_weight)
 
 
+@pytest.mark.parametrize("rows", [8, TOKENS])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_the_gradient_of_the_weight_is_added_to_its_sum(rows: int, factor: float) -> None:
+    """In several pieces, and in one, whose product is made in the backward pass."""
+    hidden, weight, labels = inputs()
+    weight.main_grad = torch.ones(VOCABULARY, HIDDEN)
+    total, _ = linear_cross_entropy(hidden, weight, labels, rows=rows, into_main_grad=True)
+    assert torch.equal(weight.main_grad, torch.ones(VOCABULARY, HIDDEN))  # a loss that is not learned from adds nothing
+    (total * factor).backward()
+    _, of_hidden, of_weight = expected(factor)
+    assert near(hidden.grad, of_hidden) and near(weight.main_grad - 1, of_weight, 1e-5)
+    assert weight.grad_added_to_main_grad
+
+
 def test_bfloat16_keeps_its_sums_in_float32() -> None:
     hidden, weight, labels = inputs(torch.bfloat16)
     total, losses = linear_cross_entropy(hidden, weight, labels, rows=8)

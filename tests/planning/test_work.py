@@ -50,14 +50,14 @@ def test_stages_share_all_parameters() -> None:
 def test_element_wise_bytes_by_hand() -> None:
     whole = StagePart(3, first=True, last=True)
     found = memory_bytes(TINY, PACKS, ModelRecipe(preset="tiny", recompute="full"), whole, ONE)
-    assert found["language"] == 128 * 2 * (10 * 128 + 4 * (128 + 64) + 3 * 384) * 3 * 4
-    assert found["vision"] == 3 * 65 * 2 * (14 * 128 + 2 * 512) * 3 * 4
+    assert found["language"] == 128 * 2 * (9 * 128 + 2 * (128 + 64) + 3 * 384) * 3 * 4
+    assert found["vision"] == 3 * 65 * 2 * (15 * 128 + 2 * 512) * 3 * 4
     assert found["loss"] == 128 * 1024 * 20
     first = StagePart(3, first=True, last=False)
     frozen = memory_bytes(TINY, PACKS, ModelRecipe(preset="tiny", freeze=["vision"]), first, ONE)
     assert frozen["vision"] == found["vision"] / 4  # forward alone
     assert frozen["loss"] == 0
-    for split, row in ((False, 10 * 128 + (4 * 128 + 2 * 512) / 2), (True, (14 * 128 + 2 * 512) / 2)):
+    for split, row in ((False, 9 * 128 + (6 * 128 + 2 * 512) / 2), (True, (15 * 128 + 2 * 512) / 2)):
         parallel = ParallelRecipe(tensor=2, sequence=True, split_vision=split)
         shared = memory_bytes(TINY, PACKS, ModelRecipe(preset="tiny", recompute="full"), whole, parallel)
         assert shared["language"] == found["language"] / 2

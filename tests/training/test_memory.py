@@ -99,8 +99,9 @@ def of_the_cpu(
     part: StagePart = ALL_LAYERS,
 ) -> float:
     """What PyTorch's own modules keep and the kernels of a GPU do not, in FP32: the normed values beside the input of
-    every RMSNorm whose weight is trained; values sorted by the length of their segment beside those unsorted (v before
-    attention, its output after it; in vision also q and k; keys and values that were gathered are sorted anyway);
+    every RMSNorm whose weight is trained; a copy of q before its norm; in vision q and k turned beside the product that
+    they come from; values sorted by the length of their segment beside those unsorted (v before attention, its output
+    after it; in vision also q and k; keys and values that were gathered are sorted anyway);
     cosines and sines; SiLU's output, and its factor. With recomputation, the angles, which a GPU keeps too: they are
     not counted."""
     language, vision, tensor = ARCHITECTURE.language, ARCHITECTURE.vision, parallel.tensor
@@ -110,10 +111,10 @@ def of_the_cpu(
     extra = 4 * batch.tokens * language.hidden_size * trained * part.last / shared  # the last norm
     if model_recipe.recompute == "none":
         layer = 2 * language.hidden_size * trained / shared + language.head_dim
-        layer += (k * (not batch.keys) + (q + k) * trained + q * trained + 2 * language.ffn_hidden_size) / tensor
+        layer += (k * (not batch.keys) + (q + k) * trained + q * trained + q + 2 * language.ffn_hidden_size) / tensor
         extra += 4 * batch.tokens * layer * part.layers
         if part.first and "vision" not in model_recipe.freeze:
-            row = 2 * vision.hidden_size / (1 if parallel.split_vision else tensor) + vision.head_dim
+            row = 4 * vision.hidden_size / (1 if parallel.split_vision else tensor) + vision.head_dim
             extra += 4 * (batch.patches + batch.images) * row * vision.num_layers
     else:
         extra += 2 * (batch.tokens * language.head_dim + (batch.patches + batch.images) * vision.head_dim * part.first)
@@ -285,7 +286,7 @@ def test_8b_by_hand() -> None:
     assert estimate.parts["gradients (FP32)"] == 4 * count
     assert estimate.parts["optimizer state, 1/64 of it"] == 12 * count / 64
     tokens = 8192
-    layer = 2 * (2 * 4096 + 4 * 4096 + 3 * 1024 + 2 * 12288) + 4 * 32 + 2 * (2 * 4096 + 12288)
+    layer = 2 * (2 * 4096 + 3 * 4096 + 3 * 1024 + 2 * 12288) + 4 * 32 + 2 * (2 * 4096 + 12288)
     assert estimate.parts["activations of language"] == tokens * (36 * layer + 2 * 2 * 4096)
     assert estimate.parts["logits, loss, the head's gradient"] == 2048 * 151936 * 4 + 4 * 151936 * 4096
     assert estimate.total == pytest.approx(sum(estimate.parts.values()))

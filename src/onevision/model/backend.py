@@ -22,10 +22,16 @@ def transformer_engine_problem(device: torch.device) -> str | None:
         return "Transformer Engine needs a GPU"
     if not te.HAVE_TE:
         return "Transformer Engine is not installed"
+    return None
+
+
+def te_attention_problem(device: torch.device) -> str | None:
+    """Why the attention of Transformer Engine, which is a backend here, is not used with its other modules; None where
+    it is. PyTorch's takes its place."""
     if torch.cuda.get_device_capability(device) < _FUSED_THD_CAPABILITY and not version("flash-attn"):
         # Without it there is but an attention that holds the square of every pack. (flash-attn-4, which has a module of
         # the same name, is another package.)
-        return "Transformer Engine needs the package flash-attn on GPUs before Hopper, and it is not installed"
+        return "Transformer Engine's attention needs the package flash-attn on GPUs before Hopper: it is not installed"
     import transformer_engine_torch
 
     found, own = transformer_engine_torch.get_cudnn_version(), torch.backends.cudnn.version()
@@ -51,13 +57,16 @@ def resolve_backend(name: str, device: torch.device) -> str:
 def resolve_attention(name: str, backend: str, device: torch.device) -> str:
     """`transformer_engine`, `torch` or `flash_attn_4` for `model.attention` with the resolved `backend` on `device`.
 
-    auto is the backend's own. It does not take flash_attn_4 before that was seen to be right and faster on a GPU.
+    auto is the backend's own, or PyTorch's where that of Transformer Engine cannot run. It does not take flash_attn_4
+    before that was seen to be right and faster on a GPU.
 
     Raises:
         InputError: flash_attn_4 is asked for and cannot run here.
     """
+    if name == "auto" and backend == TRANSFORMER_ENGINE and te_attention_problem(device) is None:
+        return TRANSFORMER_ENGINE
     if name != flash_attn_4.NAME:
-        return backend if name == "auto" else TORCH
+        return TORCH
     problem = flash_attn_4.problem(device)
     if problem:
         raise InputError(f"model.attention={name}: {problem}: use model.attention=auto")
@@ -119,17 +128,20 @@ def backend_facts(backend: str, attention: str, device: torch.device) -> list[st
         problem = transformer_engine_problem(device)
         if device.type == "cuda" and problem:
             facts.append(f"absent: {problem}; with it come fused linears and norms, and FP8 where the GPU has it")
-    return facts + _attention_facts(attention, device)
+    return facts + _attention_facts(backend, attention, device)
 
 
-def _attention_facts(attention: str, device: torch.device) -> list[str]:
+def _attention_facts(backend: str, attention: str, device: torch.device) -> list[str]:
     if attention == flash_attn_4.NAME:
         return [f"attention: flash-attn-4 {flash_attn_4.VERSION}, which compiles its kernels in the first step"]
     if attention == TRANSFORMER_ENGINE:
         flash = version("flash-attn")
-        facts = [f"attention: flash-attn {flash}" if flash else "attention: cuDNN's, through Transformer Engine"]
+        facts = [f"attention: {f'flash-attn {flash}' if flash else 'cuDNN'}, through Transformer Engine"]
     elif device.type == "cuda":
         facts = ["attention: PyTorch's flash attention in BF16, its scaled dot product in FP32"]
+        problem = te_attention_problem(device) if backend == TRANSFORMER_ENGINE else None
+        if problem:
+            facts.append(f"absent: {problem}; with it comes its attention")
     else:
         facts = ["attention: PyTorch's scaled dot product"]
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):

@@ -7,7 +7,10 @@ What is done of a row of logits l with the label y, in float32:
 
 The gradients of the hidden state and of the head's weight are products with the second, so they are made at once, in
 the forward pass, while the logits are there: the logits are computed once, not again for the backward pass. That needs
-a gradient of the loss that is the same for all rows, as it is of their sum.
+a gradient of the loss that is the same for all rows, as it is of their sum. Where all rows are one piece and the
+weight's gradient is added to its `main_grad`, the gradient of the logits is kept instead (BF16, as many values as the
+piece has logits), and the product is made in the backward pass, straight into `main_grad`: the FP32 gradient, twice as
+large, is never made, zeroed or added.
 """
 
 from __future__ import annotations
@@ -66,7 +69,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (learning and needed for needed in ctx.needs_input_grad[:2])
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        later = wants_weight and into_main_grad and 0 < len(hidden) <= rows
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight and not later else None
+        kept = None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             inputs, wanted = hidden[part], labels[part]
@@ -85,9 +90,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.matmul(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 add_product(grad_weight, logits, inputs)
+            elif later:
+                kept = logits
         if shared is not None and grad_hidden is not None:
             dist.all_reduce(grad_hidden, group=shared)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight, kept, hidden if later else None)
         ctx.weight = weight
         ctx.into_main_grad = into_main_grad
         ctx.mark_non_differentiable(losses)
@@ -95,12 +102,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight, kept, hidden = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = torch.mul(grad_hidden, grad, out=torch.empty_like(grad_hidden))
         weight = ctx.weight
-        if grad_weight is not None and ctx.into_main_grad:
-            weight.main_grad.addcmul_(grad_weight, grad)
+        if kept is not None or (grad_weight is not None and ctx.into_main_grad):
+            if kept is not None:
+                # The gradient of a sum of losses is one, or what FP16 losses are scaled by: hidden has room for it.
+                add_product(weight.main_grad, kept, hidden * grad.to(hidden.dtype))
+            else:
+                weight.main_grad.addcmul_(grad_weight, grad)
             weight.grad_added_to_main_grad = True  # what is returned stands for a gradient, and is not looked at
             grad_weight = torch.empty_like(weight)
         elif grad_weight is not None:

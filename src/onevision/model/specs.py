@@ -26,6 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from onevision.model import layer as plain
 from onevision.model.attention import RotarySelfAttention, Rotate, SegmentAttention
 from onevision.model.backend import TRANSFORMER_ENGINE, resolve_attention, resolve_backend
 from onevision.model.flash_attn_4 import NAME as FLASH_ATTN_4
@@ -76,6 +77,11 @@ class Modules:
     scatter: Scatter = scatter
     mlp: type = MLP
     bias_add: Callable[..., Any] = get_bias_dropout_add
+    # Of `onevision.model.layer`, where norms are modules of their own.
+    fork_norm: Callable[..., plain.Residual] = plain.fork_norm
+    add_norm: Callable[..., plain.Residual] = plain.add_norm
+    attention_inputs: Callable[..., tuple[Tensor, Tensor, Tensor]] = plain.attention_inputs
+    inputs_add_bias: bool = False
 
 
 TORCH = Modules(ColumnParallelLinear, RowParallelLinear, TorchNorm, SegmentAttention)
@@ -91,7 +97,7 @@ def backend_modules(
     """The modules of `model.backend` on a device: auto takes Transformer Engine's on a GPU that has it, else PyTorch's.
 
     On a GPU both use the ops of `cuda/`. `recompute_modules` are those of a selective recomputation, `attention` is
-    that of `model.attention`: `SegmentAttention`, but for auto with Transformer Engine.
+    that of `model.attention`: `SegmentAttention`, but for auto with Transformer Engine where that has one that can run.
 
     Raises:
         InputError: Transformer Engine or flash_attn_4 is asked for and cannot run here, or the ops of `cuda/` are not
@@ -106,7 +112,10 @@ def backend_modules(
         FrugalMLP,
         FusedMLP,
         FusedNorm,
+        fused_add_norm,
+        fused_attention_inputs,
         fused_bias_add,
+        fused_fork_norm,
     )
 
     fused = replace(
@@ -117,6 +126,10 @@ def backend_modules(
         core_attention=core_attention(attention),
         mlp=FrugalMLP if "activation" in recompute_modules else FusedMLP,
         bias_add=fused_bias_add,
+        fork_norm=fused_fork_norm,
+        add_norm=fused_add_norm,
+        attention_inputs=fused_attention_inputs,
+        inputs_add_bias=True,
     )
     if backend != TRANSFORMER_ENGINE:
         return fused
@@ -157,13 +170,17 @@ def block_spec(
     linears = MLPSubmodules(linear_fc1=column, linear_fc2=modules.row_linear)
     # Megatron's layer hands its group to the class MLP, and to no class that is derived of it.
     own = {"tp_group": groups.tp} if groups is not None and modules.mlp is not MLP else {}
+    rotated: dict[str, Any] = {"rotate": modules.rotate}
+    if not fused:
+        rotated |= {"inputs": modules.attention_inputs, "adds_bias": modules.inputs_add_bias}
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=TransformerLayer if fused else plain.Layer,
+        params={} if fused else {"fork": modules.fork_norm, "add": modules.add_norm},
         submodules=TransformerLayerSubmodules(
             input_layernorm=IdentityOp if fused else modules.norm,
             self_attention=ModuleSpec(
-                module=RotarySelfAttention,
-                params={"attn_mask_type": mask, "rotate": modules.rotate},
+                module=RotarySelfAttention if fused else plain.SegmentSelfAttention,
+                params={"attn_mask_type": mask, **rotated},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column,
                     core_attention=modules.core_attention,

@@ -3,10 +3,12 @@
 Symbols as in training/flops.py (operations) and training/memory.py (H, F, q, k, V; h, f; e bytes an element). Bytes
 that go through the GPU's memory outside of products and attention, a token of a language layer:
 
-    e*(4H + 6H + 4*(q + k) + 3F)   two norms read and write, two residual additions read two and write one, norms of q
-                                   and k, rotary embedding, SwiGLU
-    e*(4h + 6h + 4h + 2f)          a row of a vision layer: the same with a plain MLP. Tensor-parallel ranks have all of
-                                   10h, as it has no sequence parallelism, and share the rest
+    e*(2H + 4H + 3H + 2*(q + k) + 3F)   a norm reads and writes; a residual addition with the norm of its sum reads two
+                                   and writes two, the other one reads two and writes one; norms of q and k with rotary
+                                   embedding read and write; SwiGLU
+    e*(9h + 6h + 2f)               a row of a vision layer: the same with a plain MLP, and a bias of v too. Ranks
+                                   of tensor parallelism have all of 9h, as it has no sequence parallelism, and share
+                                   the rest
     V*(2e + 4*4)                   loss: logits written and read, and their FP32 copy twice written and read
 
 Head and loss are those of the released code, for every slot of a pack: a plan does not know how many tokens are
@@ -101,9 +103,9 @@ def memory_bytes(
     vision, language = architecture.vision, architecture.language
     q, k = language.num_attention_heads * language.head_dim, language.num_query_groups * language.head_dim
     again = int(model.recompute == "full")
-    layer = ELEMENT * (10 * language.hidden_size + 4 * (q + k) + 3 * language.ffn_hidden_size)
+    layer = ELEMENT * (9 * language.hidden_size + 2 * (q + k) + 3 * language.ffn_hidden_size)
     tensor = parallel.tensor
-    whole, divided = 10 * vision.hidden_size, 4 * vision.hidden_size + 2 * vision.ffn_hidden_size
+    whole, divided = 9 * vision.hidden_size, 6 * vision.hidden_size + 2 * vision.ffn_hidden_size
     row = ELEMENT * ((whole + divided) / tensor if parallel.split_vision else whole + divided / tensor)
     through_vision = int("vision" not in model.freeze)
     return {

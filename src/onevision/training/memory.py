@@ -15,16 +15,17 @@ context-parallel ones. t tensor-parallel ranks; s = t with sequence parallelism,
 
 Activations kept for the backward pass, of parts that it passes through (those trained, and those behind them):
 
-    a language layer   T*(2H*e/s + (e*(4q + 3k + 2F) + 4*heads)/t)
-                       inputs of two norms; q of the norm of q, the fused qkv; q and k turned, attention's output and
-                       log-sums; gate and up of SwiGLU
+    a language layer   T*(2H*e/s + (e*(3q + 3k + 2F) + 4*heads)/t)
+                       inputs of two norms; the fused qkv; q and k turned, attention's output and log-sums; gate and up
+                       of SwiGLU
       trained          T*e*(2H/s + F/t), inputs of the products (that of the projection is attention's output)
     begin of language  T*e*H*(1 - 1/s): a rank's share of the first layer's input is a view of the whole
     end of language    T*e*H*(1/s + 1), the input of the last norm, and the gradient of what it gives
-    loss               V*H*4/t if trained, the gradient of the head; while it is made also 2,048 rows of logits and of
-                       their gradients, 2,048*V*2e/t, and with sequence parallelism its input, T*e*H
-    a vision layer     R*(4h*e + (e*(6h + 2f) + 4*heads)/t), as above with a plain MLP and no norms of q and k; it has
-                       no sequence parallelism
+    loss               2,048 rows of logits and of their gradients, 2,048*V*2e/t, and with sequence parallelism its
+                       input, T*e*H; if trained, and targets may be more than these rows, also V*H*4/t, the gradient of
+                       the head (of fewer the gradients of their logits are kept in its place)
+    a vision layer     R*(4h*e + (e*(4h + 2f) + 4*heads)/t), as above with a plain MLP, and q and k turned where the
+                       fused qkv lies; it has no sequence parallelism
     begin of vision    e*(588*P + h*R)
     adapter            e*(h*P*(2 + 2/t) + H*P/4); not trained, e*(h*P*(1 + 1/t) + H*P/4); of its H*P/4 what the rank's
                        tokens have room for
@@ -57,8 +58,11 @@ Of all of these the fullest stage is told. An image has at most max_pixels/196 p
 
 The layers are those of a GPU without Transformer Engine (`onevision.model.fused`). On a CPU, where each part of an
 elementwise formula keeps its own inputs, they keep up to 40 % more in FP32, and more in BF16, where norms work on FP32
-copies. What is kept is measured on a CPU and read in the source for a GPU. An H100 in stage 1.5 of 1.7b had 78.9 GB
-in tensors where these formulas say 70.9 (benchmarks/results/gpu-h100-2026-11-27): the rest is not explained yet.
+copies. What is kept is measured on a CPU and read in the source for a GPU; with the modules of a GPU, run on tensors
+without content, autograd keeps what these formulas say within 0.1 %. An H100 in stage 1.5 of 1.7b had 78.9 GB in
+tensors (benchmarks/results/gpu-h100-2026-11-27) where they say 70.0. The rest was held for nothing, and is no longer:
+hooks of recomputed activations kept 2*f*e bytes a row of each vision layer, 8.8 GB, until the next micro-batch's
+loss.
 """
 
 from __future__ import annotations
@@ -164,7 +168,7 @@ def kept_activations(
     hidden, ffn = language.hidden_size, language.ffn_hidden_size
     q, k = query_key_widths(architecture)
     states = hidden * (4 if trained["language"] else 2) / shared
-    heads = (element * (4 * q + 2 * k) + log_sums * language.num_attention_heads) / tensor
+    heads = (element * (3 * q + 2 * k) + log_sums * language.num_attention_heads) / tensor
     keys = element * k * (2 * batch.keys or tokens) / tensor
     active = ffn * (trained["language"] and "activation" not in modules)
     mlp = element * (2 * ffn + active) / tensor
@@ -182,7 +186,7 @@ def kept_activations(
     if part.first and trained["vision"]:
         whole = 4 * element * h
         active = f * (1 if "activation" in modules else 2)
-        layer = rows * (whole + (element * (6 * h + active) + log_sums * vision.num_attention_heads) / split)
+        layer = rows * (whole + (element * (4 * h + active) + log_sums * vision.num_attention_heads) / split)
         inside = rows * element * h * math.ceil(vision.num_layers / block) if full else layer * vision.num_layers
         kept_vision += inside + element * (h * rows + PATCH_VALUES * patches)
         vision_block = layer * min(block, vision.num_layers) if full else 0.0
