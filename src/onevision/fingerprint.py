@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Condition, Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
+T = TypeVar("T")
+
 BLOCK = 8 << 20  # bytes that are read at once
+FILES_AT_ONCE = 8
 
 
 def bytes_digest(data: bytes) -> str:
@@ -26,6 +30,13 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(BLOCK):
             state.update(block)
     return state.hexdigest()
+
+
+def for_each_file(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """The results of a function that reads a file, in the order of the files, of which several are read at once: a
+    checkpoint has large ones, and all ranks wait for its digests."""
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return list(pool.map(function, paths))
 
 
 class Digests:

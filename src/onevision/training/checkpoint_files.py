@@ -22,7 +22,7 @@ from typing import Any
 
 from onevision.errors import DataError, InputError
 from onevision.files import read_json, storage_errors, write_json
-from onevision.fingerprint import file_digest, value_digest
+from onevision.fingerprint import file_digest, for_each_file, value_digest
 from onevision.model.presets import Architecture
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -79,12 +79,15 @@ def verify(folder: Path) -> dict[str, Any]:
         DataError: a file is missing, truncated or altered, or cannot be read.
     """
     content = verify_sizes(folder)
-    for name in content["files"]:
+
+    def check(path: Path) -> None:
         try:
-            digest = file_digest(folder / name)
+            digest = file_digest(path)
         except OSError as error:
-            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
-        check_digest(folder, content, name, digest)
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        check_digest(folder, content, path.name, digest)
+
+    for_each_file(check, [folder / name for name in content["files"]])
     return content
 
 
@@ -179,9 +182,11 @@ def commit(
     `digests` of files, by name, that are known already; the others are read.
     """
     folder = step_folder(run, step)
+    written = sorted(temporary.iterdir())
+    found = for_each_file(lambda path: digests.get(path.name) or file_digest(path), written)
     files = {
-        path.name: {"bytes": path.stat().st_size, "digest": digests.get(path.name) or file_digest(path)}
-        for path in sorted(temporary.iterdir())
+        path.name: {"bytes": path.stat().st_size, "digest": digest}
+        for path, digest in zip(written, found, strict=True)
     }
     content = {"step": step, "architecture": asdict(architecture), "files": files}
     write_json(temporary / CHECKPOINT_FILE, content | {"fingerprint": _fingerprint(content)})
