@@ -23,6 +23,7 @@ from onevision.model.backend import (
     te_attention_problem,
 )
 from onevision.model.configs import language_config
+from onevision.model.device import select_device
 from onevision.model.presets import PRESETS
 from onevision.model.specs import core_attention
 from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
@@ -165,3 +166,11 @@ def test_the_attention_of_a_layer_is_the_one_that_was_chosen(name: str, expected
         attention_type="self",
     )
     assert isinstance(built, SegmentAttention) and built.attend is expected
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device(1) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match=r"rank 2 of this machine has no GPU, as there are 2: use processes=2, or"):
+        select_device(2)

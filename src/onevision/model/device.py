@@ -18,6 +18,7 @@ from megatron.core.rerun_state_machine import (
 )
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from onevision.errors import InputError
 from onevision.model import cpu_backend, gpu_backend
 from onevision.recipe import ParallelRecipe
 
@@ -34,8 +35,20 @@ class Ranks:
 
 
 def select_device(local_rank: int = 0) -> torch.device:
-    """CUDA device `local_rank` where there is one, else the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """CUDA device `local_rank` on a machine with GPUs, else the CPU.
+
+    Raises:
+        InputError: the machine has GPUs, and none for this rank.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if local_rank >= found:
+        raise InputError(
+            f"rank {local_rank} of this machine has no GPU, as there are {found}: use processes={found}, or "
+            "CUDA_VISIBLE_DEVICES= to compute on the CPU"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def prepare_allocator() -> None:
