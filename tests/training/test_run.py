@@ -94,7 +94,22 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     open_run(recipe, inputs)
     other = replace(recipe, data=replace(recipe.data, balanced="b"))
     with pytest.raises(InputError, match=r"data\.balanced='b' \(was ''\)"):
-        open_run(other, inputs)
+        open_run(other, {**inputs, "corpus": "3"})
+
+
+def test_data_may_move_while_a_run_goes_on(tmp_path: Path) -> None:
+    """Its fingerprint decides, not its place; a place that was not looked at is another one."""
+
+    def recipe(corpus: str, tokenizer: str = "t") -> Recipe:
+        mixture = [{"corpus": corpus, "packs": "p"}, {"corpus": "c", "packs": "q"}]
+        return recipe_from({"output": str(tmp_path / "run"), "data": {"mixture": mixture, "tokenizer": tokenizer}})
+
+    inputs = {"corpus.0": "1", "corpus.1": "2", "packs.0": "3", "packs.1": "4", "tokenizer": "5"}
+    open_run(recipe("/old/a"), inputs)
+    open_run(recipe("/new/a", "/new/t"), inputs)
+    for other in ({**inputs, "corpus.0": "2"}, {}):
+        with pytest.raises(InputError, match=r"data\.mixture\[0\]\.corpus='/new/a' \(was '/old/a'\)"):
+            open_run(recipe("/new/a"), other)
 
 
 def test_how_concepts_were_found_is_no_setting_of_a_run(tmp_path: Path) -> None:

@@ -121,15 +121,26 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
 
 
 def changes(before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> list[str]:
-    """The deciding values and inputs that are others than those of a run.json, `before`."""
+    """The deciding values and inputs that are others than those of a run.json, `before`. A path is no other value where
+    the fingerprint of what lies there is the same."""
     # A run of an older version has no value for a key that is newer: it ran as the key's default does.
     values = deciding_values(Recipe()) | before["values"]
     return [
         f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
         for earlier, after in [(values, deciding_values(recipe)), (before["inputs"], inputs)]
         for key in sorted({*earlier, *after} - set(unknown))
-        if earlier.get(key) != after.get(key)
+        if earlier.get(key) != after.get(key) and not _moved(key, before["inputs"], inputs)
     ]
+
+
+def _moved(key: str, before: dict[str, str], inputs: dict[str, str]) -> bool:
+    """Whether a key of the recipe names a place of data whose content is the same as before: data may move."""
+    place = re.fullmatch(r"data\.(?:mixture\[(\d+)\]\.)?(corpus|balanced|packs|tokenizer)", key)
+    if place is None:
+        return False
+    name = "corpus" if place[2] == "balanced" else place[2]
+    name = name if name in inputs else f"{name}.{place[1]}"  # as `onevision.data.sources.by_source` names them
+    return name in inputs and inputs[name] == before.get(name)
 
 
 def lock_run(run: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
