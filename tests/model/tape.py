@@ -1,0 +1,46 @@
+"""A tape stands for a CUDA graph on a CPU: it records the operators of a call with their very tensors, and starts them
+again into the same memory. As in a CUDA graph no Python runs again, nothing lies elsewhere than before, and nothing may
+wait for a value. What it does not have is a graph's own memory, where what is no longer needed makes room for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from onevision.model.graphs import Compute
+
+WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+
+class Tape(TorchDispatchMode):
+    """The operators of a call, to be started again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in WAITS, f"{func} waits for the device: a graph cannot hold it"
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def start(self) -> None:
+        for func, args, kwargs, result in self.calls:
+            for place, value in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+def tape_record(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+    tape = Tape()
+    with tape:
+        results = compute()
+    return results, tape.start
