@@ -39,7 +39,16 @@ from onevision.recipe import recipe_from
             {"performance": {"cuda_graphs": True}, "model": {"backend": "transformer_engine"}},
             "are not cut at attention",
         ),
-        ({"performance": {"tp_comm_overlap": True}}, "user buffers, of a fixed number of tokens"),
+        (
+            {"performance": {"tp_comm_overlap": True}},
+            "performance.tp_comm_overlap=true needs parallel.tensor above 1: ",
+        ),
+        (
+            {"performance": {"tp_comm_overlap": True}, "parallel": {"tensor": 2}},
+            "tp_comm_overlap=true needs parallel.sequence=true: set it, or performance.tp_comm_overlap=false",
+        ),
+        ({"performance": {"tp_comm_overlap": True}, "train": {"precision": "fp8"}}, "needs train.precision=bf16: set"),
+        ({"performance": {"use_distributed_optimizer": True}}, "the distributed optimizer is always on"),
         ({"train": {"spike_factor": 1.0}}, "train.spike_factor=1.0 would call every step bad: set it above 1, or to 0"),
         ({"train": {"on_divergence": "go on"}}, "train.on_divergence='go on' is not one of stop, skip, rewind"),
         ({"evaluation": {"interval": 100}}, "evaluation.interval=100 has nothing to ask: name evaluation.tasks"),

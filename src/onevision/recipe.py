@@ -30,7 +30,7 @@ from onevision.recipe_training import (
     PerformanceRecipe,
     ProfileRecipe,
     TrainRecipe,
-    graph_problems,
+    performance_problems,
     precision_problems,
 )
 from onevision.yaml_text import check_yaml, first_line, read_yaml
@@ -414,13 +414,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             "train.fp8_recipe=tensorwise, or no local copies"
         )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
-    problems += graph_problems(recipe.model, recipe.parallel, recipe.performance)
+    problems += performance_problems(recipe.model, train, recipe.parallel, recipe.performance)
     problems += evaluation_problems(recipe.evaluation, max(1, recipe.checkpoint.interval))
-    if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
-        problems.append(
-            "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "
-            "bucket, and nothing to overlap"
-        )
     return problems
 
 

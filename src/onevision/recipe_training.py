@@ -97,6 +97,10 @@ class PerformanceRecipe:
     # direction. Saves the host's time where a GPU waits for Python (small models, slow cores); costs memory:
     # activations of language stay where they are between steps, and a copy of each attention's output.
     cuda_graphs: bool = False
+    # With Transformer Engine in BF16 and parallel.sequence: tensor-parallel messages of language travel while products
+    # beside them run. Saves most of their time; costs 12 buffers of a pack's hidden states, and some of the
+    # multiprocessors, which send.
+    tp_comm_overlap: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,6 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
 RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
 # What a reader of Megatron's manual may look for, and why it is not here.
 NOT_OFFERED = {
-    "performance.tp_comm_overlap": (
-        "Megatron-core overlaps it by Transformer Engine's user buffers, of a fixed number of tokens, and images vary"
-    ),
     "performance.use_distributed_optimizer": "the distributed optimizer is always on",
 }
 FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multiple of
@@ -168,10 +169,32 @@ def precision_problems(
     return problems
 
 
-def graph_problems(model: ModelRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe) -> list[str]:
-    """What `performance.cuda_graphs` cannot be combined with, each with what to change."""
-    if not performance.cuda_graphs:
-        return []
+def performance_problems(
+    model: ModelRecipe, train: TrainRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe
+) -> list[str]:
+    """What settings of `performance` need and cannot be combined with, each with what to change."""
+    problems = []
+    if performance.overlap_param_gather and not performance.overlap_grad_reduce:
+        problems.append(
+            "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "
+            "bucket, and nothing to overlap"
+        )
+    if performance.tp_comm_overlap:
+        needed = {
+            "parallel.tensor above 1": parallel.tensor > 1,
+            "parallel.sequence=true": parallel.sequence,
+            "train.precision=bf16": train.precision == "bf16",
+            "model.backend=transformer_engine": model.backend != "torch",
+        }
+        problems += [
+            f"performance.tp_comm_overlap=true needs {setting}: set it, or performance.tp_comm_overlap=false"
+            for setting, given in needed.items()
+            if not given
+        ]
+    return problems + (_graph_problems(model, parallel, performance) if performance.cuda_graphs else [])
+
+
+def _graph_problems(model: ModelRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe) -> list[str]:
     again = model.recompute == "full" or (model.recompute == "selective" and "mlp" in model.recompute_modules)
     found = {
         f"parallel.tensor={parallel.tensor}": (parallel.tensor > 1, "ranks talk inside a layer", "parallel.tensor=1"),

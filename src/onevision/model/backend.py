@@ -122,6 +122,11 @@ def machine_problems(
                 "performance.cuda_graphs=true: model.backend=auto is Transformer Engine here, whose layers are not cut "
                 "at attention: use model.backend=torch, or performance.cuda_graphs=false"
             )
+    if performance is not None and performance.tp_comm_overlap and backend != TRANSFORMER_ENGINE:
+        problems.append(
+            f"performance.tp_comm_overlap=true needs Transformer Engine ({transformer_engine_problem(device)}): use "
+            "performance.tp_comm_overlap=false"
+        )
     if train.tf32 and device.type != "cuda":
         problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
     return problems

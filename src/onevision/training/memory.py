@@ -38,6 +38,7 @@ less if trained, one of vision e*f/t.
 FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
 With `performance.cuda_graphs` language has memory of its own: its activations are there in vision's backward pass too.
 A layer has a copy of attention's output besides, T*e*q; all share the gradients that go in and out, T*e*(H + 2q + 2k).
+`performance.tp_comm_overlap` has 12 buffers of T*e*H.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
 activations, T*e*3F/t, and with sequence parallelism the gathered input of a product, T*e*H); that of a vision block
@@ -82,6 +83,7 @@ from onevision.training.in_flight import most_in_flight
 FIXED_BYTES = 2e9
 FRAGMENTATION = 0.05  # of everything else: room that PyTorch's allocator holds and cannot hand out
 TOKEN_BYTES = 48  # of the step's data: tokens, labels, positions, mask, places of images and their like
+_USER_BUFFERS = 12  # onevision.model.user_buffers
 PATCHES_PER_TOKEN = SPATIAL_MERGE_SIZE**2
 
 
@@ -253,6 +255,8 @@ def stage_estimate(
         q, k = query_key_widths(architecture)
         copies = language.num_layers * q + language.hidden_size + 2 * q + 2 * k
         always["CUDA graphs"] = batch.tokens * element * copies
+    if recipe.performance.tp_comm_overlap:
+        always["user buffers"] = _USER_BUFFERS * batch.tokens * element * language.hidden_size
 
     kept = [kept_activations(architecture, model, element, batch, parallel, part) for part in parts]
     waiting = most_in_flight(stage, parallel.pipeline, parallel.virtual_pipeline, micro_batches)
