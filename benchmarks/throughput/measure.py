@@ -225,6 +225,7 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "global_batch_size": train.global_batch_size,
         "precision": train.precision,
         "model": {name: value for name, value in vars(model).items() if name != "preset"},
+        "performance": dict(vars(recipe.performance)),
     }
 
 
