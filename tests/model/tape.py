@@ -1,16 +1,20 @@
 """A tape stands for a CUDA graph on a CPU: it records the operators of a call with their very tensors, and starts them
 again into the same memory. As in a CUDA graph no Python runs again, nothing lies elsewhere than before, and nothing may
-wait for a value. What it does not have is a graph's own memory, where what is no longer needed makes room for the next.
+wait for a value; kernels that Triton interprets are recorded too. What it does not have is a graph's own memory, where
+what is no longer needed makes room for the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from onevision.model.graphs import Compute
@@ -40,7 +44,29 @@ class Tape(TorchDispatchMode):
 
 
 def tape_record(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+    """As `onevision.model.graphs.Record`; it computes what it records."""
     tape = Tape()
-    with tape:
+    with tape, recorded_kernels(tape):
         results = compute()
     return results, tape.start
+
+
+@contextmanager
+def recorded_kernels(tape: Tape) -> Iterator[None]:
+    """Inside, kernels that Triton interprets are put on the tape as one call each, not as operators of which the
+    interpreter is made."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton.runtime.interpreter import GridExecutor
+
+    launch = GridExecutor.__call__
+
+    def recorded(executor: Any, *args: Any, **kwargs: Any) -> None:
+        tape.calls.append((launch, (executor, *args), kwargs, None))
+        with _disable_current_modes():
+            launch(executor, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridExecutor, "__call__", recorded)
+        yield

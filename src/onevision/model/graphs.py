@@ -15,8 +15,8 @@ layers without graphs, at places of their own that nobody else uses: vision's ba
 piece also has a copy of the attention's output. The gradients that go from piece to attention to piece are copied into
 places that all pieces share, and those of parameters are added to `main_grad` by the graph.
 
-**Not yet run on a GPU.** On a CPU the same code is tested with a record of operators in the place of a CUDA graph
-(`tests/model/test_graphs.py`).
+**Not yet run on a GPU.** On a CPU the same code is tested with a record of operators in the place of a CUDA graph, with
+PyTorch's modules and with the interpreted kernels of a GPU: not one bit differs (`tests/model/test_graphs.py`).
 """
 
 from __future__ import annotations
