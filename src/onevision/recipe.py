@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -262,9 +262,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values."""
-    values = OmegaConf.to_container(OmegaConf.structured(recipe))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return asdict(recipe)
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -330,9 +328,14 @@ def _check_key(key: str, where: str) -> None:
     raise InputError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
 
 
+@cache
+def _schema() -> Any:
+    return OmegaConf.structured(Recipe)
+
+
 def _build(tree: Any, where: str) -> Recipe:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), tree)
+        merged = OmegaConf.merge(_schema(), tree)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
