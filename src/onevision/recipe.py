@@ -310,10 +310,13 @@ def _check_keys(tree: Any, where: str) -> None:
                     raise InputError(f"{where}: {key} is not a list of entries with values of their own")
                 for entry in value:
                     walk(entry, f"{key}.")
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and value:
                 walk(value, f"{key}.")
             elif any(known.startswith(f"{key}.") for known in known_keys()):
-                raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
+                if value != {}:
+                    raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
+            elif value == {} or (isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value)):
+                raise InputError(f"{where}: {key}={value!r} has a mapping or a list where a single value belongs")
 
     walk(flat, "")
 
@@ -431,7 +434,7 @@ def _odd_values(node: Any, key: str) -> list[str]:
     if isinstance(node, float) and math.isinf(node):
         return [f"{key}={node} is not a finite number"]
     if isinstance(node, int) and not -(2**63) <= node < 2**63:
-        return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]
+        return [f"{key} has {node.bit_length()} bits: a whole number has at most 63 and a sign"]
     if isinstance(node, str) and not node.isprintable() and not key.startswith("concepts.templates"):
         return [f"{key}={node!r} has a character that cannot be printed"]
     if isinstance(node, str) and len(node) > LONGEST_TEXT:
