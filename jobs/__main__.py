@@ -68,11 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
-    if not given:
+    if not given or given[0] in ("-h", "--help"):
         parser.print_help()
-        return 2
-    if given[0] in ("-h", "--help"):
-        parser.parse_args(given[:1])
+        return 0 if given else 2
     name = given[0]  # what follows belongs to the job
     try:
         code = _run(name, given[1:])

@@ -29,7 +29,7 @@ SECTIONS = (
     Section("build", "benchmarks.gpu.building", 60, 240),
     Section("correctness", "benchmarks.gpu.correctness", 120, 300, least=40),
     Section("ops", EXTERNAL, 60, 150, {"package": "benchmarks.ops"}),
-    Section("throughput", EXTERNAL, 100, 200, STEPS | {"rows": "stage1_5"}),
+    Section("throughput", EXTERNAL, 150, 300, STEPS | {"rows": "stage1_5,graphs"}),
     Section("parity", "benchmarks.gpu.parity", 100, 260, least=40),
     Section("data", "benchmarks.gpu.loading", 60, 150),
     Section("calibration", EXTERNAL, 30, 90, STEPS | {"rows": "calibration"}),

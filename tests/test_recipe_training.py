@@ -25,8 +25,30 @@ from onevision.recipe import recipe_from
         ({"model": {"backend": "torch"}, "optimizer": {"state_dtype": "bf16"}}, "needs Transformer Engine's Adam"),
         ({"model": {"recompute_modules": ["layernorm"]}}, "'layernorm' is not one of core_attn, mlp"),
         ({"performance": {"overlap_param_gather": True}}, "needs performance.overlap_grad_reduce=true"),
-        ({"performance": {"cuda_graphs": True}}, "performance.cuda_graphs is no setting: a CUDA graph replays fixed"),
-        ({"performance": {"tp_comm_overlap": True}}, "user buffers, of a fixed number of tokens"),
+        (
+            {"performance": {"cuda_graphs": True}, "parallel": {"tensor": 2}},
+            "performance.cuda_graphs=true and parallel.tensor=2: ranks talk inside a layer: use parallel.tensor=1, or",
+        ),
+        ({"performance": {"cuda_graphs": True}, "parallel": {"pipeline": 2}}, "the activations of one micro-batch"),
+        (
+            {"performance": {"cuda_graphs": True, "overlap_grad_reduce": True, "overlap_param_gather": True}},
+            "performance.cuda_graphs=true and performance.overlap_param_gather=true: a graph needs all weights",
+        ),
+        ({"performance": {"cuda_graphs": True}, "model": {"recompute": "full"}}, "in a way that no graph can record"),
+        (
+            {"performance": {"cuda_graphs": True}, "model": {"backend": "transformer_engine"}},
+            "are not cut at attention",
+        ),
+        (
+            {"performance": {"tp_comm_overlap": True}},
+            "performance.tp_comm_overlap=true needs parallel.tensor above 1: ",
+        ),
+        (
+            {"performance": {"tp_comm_overlap": True}, "parallel": {"tensor": 2}},
+            "tp_comm_overlap=true needs parallel.sequence=true: set it, or performance.tp_comm_overlap=false",
+        ),
+        ({"performance": {"tp_comm_overlap": True}, "train": {"precision": "fp8"}}, "needs train.precision=bf16: set"),
+        ({"performance": {"use_distributed_optimizer": True}}, "the distributed optimizer is always on"),
         ({"train": {"spike_factor": 1.0}}, "train.spike_factor=1.0 would call every step bad: set it above 1, or to 0"),
         ({"train": {"on_divergence": "go on"}}, "train.on_divergence='go on' is not one of stop, skip, rewind"),
         ({"evaluation": {"interval": 100}}, "evaluation.interval=100 has nothing to ask: name evaluation.tasks"),

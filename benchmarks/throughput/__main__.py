@@ -3,7 +3,8 @@
     python -m benchmarks.throughput [key=value ...]
 
       model=1.7b               a preset; its recipes, or those of 8B with that preset. Default: the largest that fits
-      rows=stage1_5,language,peers,calibration      of these and stage1, stage2; language: ours, text alone
+      rows=stage1_5,language,peers,calibration      of these and stage1, stage2, graphs; language: ours, text alone;
+                               graphs: stage 1.5 with performance.cuda_graphs
       peers=NAME,NAME          of the peers in tries.py; default all
       micro_batches=4          a step; 0: the recipe's own global batch
       warmup=3, steps=10       steps not measured, and measured
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,16 @@ OWN = {
     "strict": "0",
 }
 STAGES = ("stage1", "stage1_5", "stage2")
+OURS: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in STAGES} | {
+    "language": ("stage1_5", ["model.freeze=[vision,adapter]"]),
+    "graphs": (
+        "stage1_5",
+        [
+            *("performance.cuda_graphs=true", "performance.overlap_param_gather=false"),
+            *("model.backend=torch", "model.recompute=none"),
+        ],
+    ),
+}  # rows of our training: the stage, and what is set otherwise
 Asked = tuple[str, dict[str, Any]]
 
 
@@ -107,7 +117,7 @@ def measure(
 def specifications(own: dict[str, str], overrides: list[str], folder: Path) -> Iterator[Asked]:
     """Name and specification of each row."""
     for name in own["rows"].split(","):
-        if name in (*STAGES, "language"):
+        if name in OURS:
             yield name, _training(name, own, overrides, folder)
         elif name == "peers":
             wanted = [peer for peer in own["peers"].split(",") if peer]
@@ -120,13 +130,12 @@ def specifications(own: dict[str, str], overrides: list[str], folder: Path) -> I
             attention = stage_recipe(own["model"], "stage1_5", overrides).model.attention
             yield name, {"kind": "calibration", "model": own["model"], "attention": attention}
         else:
-            raise InputError(f"rows={name} is not one of {', '.join((*STAGES, 'language', 'peers', 'calibration'))}")
+            raise InputError(f"rows={name} is not one of {', '.join((*OURS, 'peers', 'calibration'))}")
 
 
 def _training(name: str, own: dict[str, str], overrides: list[str], folder: Path) -> dict[str, Any]:
-    recipe = stage_recipe(own["model"], "stage1_5" if name == "language" else name, overrides)
-    if name == "language":
-        recipe = replace(recipe, model=replace(recipe.model, freeze=["vision", "adapter"]))
+    stage, changed = OURS[name]
+    recipe = stage_recipe(own["model"], stage, [*overrides, *changed])
     recipe = with_micro_batches(recipe, 1, int(own["micro_batches"]))
     settings = {
         "warmup": int(own["warmup"]),

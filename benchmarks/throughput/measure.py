@@ -82,7 +82,9 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
     """
     problems = layout_problems(recipe, ranks.world_size)
     problems += architecture_problems(recipe, PRESETS[recipe.model.preset])
-    problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
+    problems += machine_problems(
+        recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank), recipe.performance
+    )
     if problems:
         raise InputError("; ".join(problems))
     recipe = _with_steps(recipe, settings)
@@ -223,6 +225,7 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "global_batch_size": train.global_batch_size,
         "precision": train.precision,
         "model": {name: value for name, value in vars(model).items() if name != "preset"},
+        "performance": dict(vars(recipe.performance)),
     }
 
 

@@ -73,7 +73,8 @@ def title(row: Row) -> str:
     """A short name of a row."""
     if row["what"] != "training":
         return str(row["what"])
-    return f"{'language alone' if row.get('text_only') else row['stage']}, {row['model']}"
+    graphs = ", CUDA graphs" if row["layout"].get("performance", {}).get("cuda_graphs") else ""
+    return f"{'language alone' if row.get('text_only') else row['stage']}, {row['model']}{graphs}"
 
 
 def layout(row: Row) -> str:
@@ -89,6 +90,7 @@ def layout(row: Row) -> str:
     words += [f"seq {values['sequence_length']}", values["precision"], f"recompute {model['recompute']}"]
     if model.get("attention", "auto") != "auto":
         words.append(f"attention {model['attention']}")
+    words += [name for name, value in values.get("performance", {}).items() if value is True]
     return ", ".join(words + ([f"frozen {'+'.join(model['freeze'])}"] if model["freeze"] else []))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.here import visible_gpus
 from onevision.errors import InputError
-from onevision.recipe import Recipe, known_keys, load_recipe, recipe_dict, recipe_from
+from onevision.recipe import Recipe, load_recipe, recipe_dict, recipe_from
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # What is recomputed in the backward pass, from nothing to everything: each step down frees memory and costs time, and a
@@ -54,16 +55,19 @@ def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
 
 
 def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
-    """The recipe with each of the settings in `text` ("key=value key=value; …"), or of TRIES, from the fastest on.
+    """The recipe with each of the settings in `text` ("key=value key=value; …"), or of those of TRIES that its other
+    settings allow, from the fastest on.
 
     Raises:
         InputError: as `load_recipe`.
     """
-    known = known_keys()
-    listed = [entry.split() for entry in (text.split(";") if text else TRIES)]
-    if not text:
-        listed = [entry for entry in listed if all(setting.partition("=")[0] in known for setting in entry)]
-    return [_changed(recipe, entry) for entry in listed]
+    if text:
+        return [_changed(recipe, entry.split()) for entry in text.split(";")]
+    tries = []
+    for entry in TRIES:
+        with suppress(InputError):  # CUDA graphs exclude most
+            tries.append(_changed(recipe, entry.split()))
+    return tries
 
 
 def with_micro_batches(recipe: Recipe, world_size: int, micro_batches: int) -> Recipe:

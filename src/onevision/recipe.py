@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -30,6 +30,7 @@ from onevision.recipe_training import (
     PerformanceRecipe,
     ProfileRecipe,
     TrainRecipe,
+    performance_problems,
     precision_problems,
 )
 from onevision.yaml_text import check_yaml, first_line, read_yaml
@@ -261,9 +262,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values."""
-    values = OmegaConf.to_container(OmegaConf.structured(recipe))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return asdict(recipe)
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -311,10 +310,13 @@ def _check_keys(tree: Any, where: str) -> None:
                     raise InputError(f"{where}: {key} is not a list of entries with values of their own")
                 for entry in value:
                     walk(entry, f"{key}.")
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and value:
                 walk(value, f"{key}.")
             elif any(known.startswith(f"{key}.") for known in known_keys()):
-                raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
+                if value != {}:
+                    raise InputError(f"{where}: {key}={value!r} is not a section with values of its own")
+            elif value == {} or (isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value)):
+                raise InputError(f"{where}: {key}={value!r} has a mapping or a list where a single value belongs")
 
     walk(flat, "")
 
@@ -329,9 +331,14 @@ def _check_key(key: str, where: str) -> None:
     raise InputError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
 
 
+@cache
+def _schema() -> Any:
+    return OmegaConf.structured(Recipe)
+
+
 def _build(tree: Any, where: str) -> Recipe:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), tree)
+        merged = OmegaConf.merge(_schema(), tree)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -413,12 +420,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             "train.fp8_recipe=tensorwise, or no local copies"
         )
     problems += precision_problems(recipe.model, train, optimizer, data.sequence_length)
+    problems += performance_problems(recipe.model, train, recipe.parallel, recipe.performance)
     problems += evaluation_problems(recipe.evaluation, max(1, recipe.checkpoint.interval))
-    if recipe.performance.overlap_param_gather and not recipe.performance.overlap_grad_reduce:
-        problems.append(
-            "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "
-            "bucket, and nothing to overlap"
-        )
     return problems
 
 
@@ -431,7 +434,7 @@ def _odd_values(node: Any, key: str) -> list[str]:
     if isinstance(node, float) and math.isinf(node):
         return [f"{key}={node} is not a finite number"]
     if isinstance(node, int) and not -(2**63) <= node < 2**63:
-        return [f"{key} has {len(str(abs(node)))} digits: a whole number has at most 64 bits"]
+        return [f"{key} has {node.bit_length()} bits: a whole number has at most 63 and a sign"]
     if isinstance(node, str) and not node.isprintable() and not key.startswith("concepts.templates"):
         return [f"{key}={node!r} has a character that cannot be printed"]
     if isinstance(node, str) and len(node) > LONGEST_TEXT:

@@ -87,11 +87,20 @@ class ParallelRecipe:
 
 @dataclass(frozen=True)
 class PerformanceRecipe:
-    """When data-parallel ranks talk to each other. Results are the same, but for the order in which ranks are added."""
+    """When data-parallel ranks talk to each other, and how kernels are started. Results are the same, but for the order
+    in which ranks are added."""
 
     overlap_grad_reduce: bool = False  # gradients are summed during the backward pass, bucket by bucket
     overlap_param_gather: bool = False  # new weights are gathered during the next forward pass, bucket by bucket
     bucket_size: int = 0  # parameters a bucket; 0: Megatron's choice, 40 million, or 1 million a rank if that is more
+    # On a GPU with model.backend=torch: all of language but attention is started as graphs of kernels, two a layer and
+    # direction. Saves the host's time where a GPU waits for Python (small models, slow cores); costs memory:
+    # activations of language stay where they are between steps, and a copy of each attention's output.
+    cuda_graphs: bool = False
+    # With Transformer Engine in BF16 and parallel.sequence: tensor-parallel messages of language travel while products
+    # beside them run. Saves most of their time; costs 12 buffers of a pack's hidden states, and some of the
+    # multiprocessors, which send.
+    tp_comm_overlap: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,13 +129,6 @@ TRAINING_CHOICES: dict[str, tuple[str, ...]] = {
 RECOMPUTE_MODULES = ("core_attn", "mlp", "activation")
 # What a reader of Megatron's manual may look for, and why it is not here.
 NOT_OFFERED = {
-    "performance.cuda_graphs": (
-        "a CUDA graph replays fixed shapes, and every pack has other segments, image sizes and numbers of patches "
-        "(Megatron-core captures layers without packed_seq_params only)"
-    ),
-    "performance.tp_comm_overlap": (
-        "Megatron-core overlaps it by Transformer Engine's user buffers, of a fixed number of tokens, and images vary"
-    ),
     "performance.use_distributed_optimizer": "the distributed optimizer is always on",
 }
 FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multiple of
@@ -165,6 +167,59 @@ def precision_problems(
     if train.fp8_bf16_layers:
         problems.append(f"train.fp8_bf16_layers={train.fp8_bf16_layers} is for train.precision=fp8: set it to 0")
     return problems
+
+
+def performance_problems(
+    model: ModelRecipe, train: TrainRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe
+) -> list[str]:
+    """What settings of `performance` need and cannot be combined with, each with what to change."""
+    problems = []
+    if performance.overlap_param_gather and not performance.overlap_grad_reduce:
+        problems.append(
+            "performance.overlap_param_gather=true needs performance.overlap_grad_reduce=true: without it there is one "
+            "bucket, and nothing to overlap"
+        )
+    if performance.tp_comm_overlap:
+        needed = {
+            "parallel.tensor above 1": parallel.tensor > 1,
+            "parallel.sequence=true": parallel.sequence,
+            "train.precision=bf16": train.precision == "bf16",
+            "model.backend=transformer_engine": model.backend != "torch",
+        }
+        problems += [
+            f"performance.tp_comm_overlap=true needs {setting}: set it, or performance.tp_comm_overlap=false"
+            for setting, given in needed.items()
+            if not given
+        ]
+    return problems + (_graph_problems(model, parallel, performance) if performance.cuda_graphs else [])
+
+
+def _graph_problems(model: ModelRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe) -> list[str]:
+    again = model.recompute == "full" or (model.recompute == "selective" and "mlp" in model.recompute_modules)
+    found = {
+        f"parallel.tensor={parallel.tensor}": (parallel.tensor > 1, "ranks talk inside a layer", "parallel.tensor=1"),
+        f"parallel.pipeline={parallel.pipeline}": (
+            *(parallel.pipeline > 1, "a graph has the activations of one micro-batch"),
+            "parallel.pipeline=1",
+        ),
+        "performance.overlap_param_gather=true": (
+            *(performance.overlap_param_gather, "a graph needs all weights of its layers when it starts"),
+            "performance.overlap_param_gather=false",
+        ),
+        f"model.recompute={model.recompute}": (
+            *(again, "Megatron recomputes layers and MLPs in a way that no graph can record"),
+            "model.recompute=none, or selective with model.recompute_modules=[activation]",
+        ),
+        f"model.backend={model.backend}": (
+            *(model.backend == "transformer_engine", "Transformer Engine's layers are not cut at attention"),
+            "model.backend=torch",
+        ),
+    }
+    return [
+        f"performance.cuda_graphs=true and {key}: {reason}: use {remedy}, or performance.cuda_graphs=false"
+        for key, (excluded, reason, remedy) in found.items()
+        if excluded
+    ]
 
 
 def _fp8_problems(model: ModelRecipe, train: TrainRecipe, sequence_length: int) -> list[str]:

@@ -49,6 +49,11 @@ def random_model(
     """A model whose parameters are all random: no norm is one, no bias and no class token is zero."""
     with runtime_context(torch.device("cpu")):
         model = OneVisionModel(architecture, language_config(architecture, recipe or ModelRecipe(), dtype))
+    return randomise(model, seed)
+
+
+def randomise(model: OneVisionModel, seed: int = 0) -> OneVisionModel:
+    """The model, with all parameters drawn anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -22,11 +22,11 @@ from onevision.model.backend import (
     resolve_backend,
     te_attention_problem,
 )
-from onevision.model.configs import language_config
+from onevision.model.configs import adapter_config, language_config, vision_config
 from onevision.model.device import select_device
 from onevision.model.presets import PRESETS
 from onevision.model.specs import core_attention
-from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
+from onevision.recipe import ModelRecipe, OptimizerRecipe, ParallelRecipe, PerformanceRecipe, TrainRecipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -96,6 +96,33 @@ def test_everything_a_cpu_has_not() -> None:
         "train.tf32=true",
     ]
     assert all("\n" not in problem for problem in problems)
+
+
+def test_what_performance_asks_for(chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problems(device: torch.device, **performance: bool) -> list[str]:
+        settings = PerformanceRecipe(**performance)
+        return machine_problems(ModelRecipe(), TrainRecipe(), OptimizerRecipe(), device, settings)
+
+    assert problems(GPU, cuda_graphs=True) == []
+    assert problems(GPU, tp_comm_overlap=True) == [
+        "performance.tp_comm_overlap=true needs Transformer Engine (Transformer Engine is not installed): use "
+        "performance.tp_comm_overlap=false"
+    ]
+    monkeypatch.setattr(te, "HAVE_TE", True)
+    assert problems(GPU, tp_comm_overlap=True) == []
+    (problem,) = problems(GPU, cuda_graphs=True)
+    assert problem.startswith("performance.cuda_graphs=true: model.backend=auto is Transformer Engine here")
+    (problem,) = problems(CPU, cuda_graphs=True)
+    assert problem == "performance.cuda_graphs=true needs a GPU, and there is none here: leave it false"
+
+
+def test_language_alone_has_user_buffers() -> None:
+    """Rows of vision vary, and no buffer fits them all."""
+    tiny, parallel = PRESETS["tiny"], ParallelRecipe(tensor=2, sequence=True)
+    language = language_config(tiny, ModelRecipe(), torch.bfloat16, parallel=parallel, overlap=True)
+    vision = vision_config(tiny, language)
+    assert language.tp_comm_overlap and not vision.tp_comm_overlap
+    assert not adapter_config(tiny, vision).tp_comm_overlap
 
 
 @pytest.fixture

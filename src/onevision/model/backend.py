@@ -9,7 +9,7 @@ from megatron.core.extensions import transformer_engine as te
 from onevision.errors import InputError
 from onevision.machine import version
 from onevision.model import flash_attn_4
-from onevision.recipe import ModelRecipe, OptimizerRecipe, TrainRecipe
+from onevision.recipe import ModelRecipe, OptimizerRecipe, PerformanceRecipe, TrainRecipe
 
 TRANSFORMER_ENGINE, TORCH = "transformer_engine", "torch"
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0, Ampere (A100, A800) 8.0
@@ -92,7 +92,11 @@ def fp8_problem(backend: str, device: torch.device) -> str | None:
 
 
 def machine_problems(
-    model: ModelRecipe, train: TrainRecipe, optimizer: OptimizerRecipe, device: torch.device
+    model: ModelRecipe,
+    train: TrainRecipe,
+    optimizer: OptimizerRecipe,
+    device: torch.device,
+    performance: PerformanceRecipe | None = None,
 ) -> list[str]:
     """What a recipe asks for and `device` with its software has not, each with the remedy."""
     try:
@@ -110,6 +114,19 @@ def machine_problems(
         )
     if model.recompute == "selective" and "activation" in model.recompute_modules and device.type != "cuda":
         problems.append("model.recompute_modules: activation needs a GPU, and there is none here: leave it out")
+    if performance is not None and performance.cuda_graphs:
+        if device.type != "cuda":
+            problems.append("performance.cuda_graphs=true needs a GPU, and there is none here: leave it false")
+        elif backend == TRANSFORMER_ENGINE:
+            problems.append(
+                "performance.cuda_graphs=true: model.backend=auto is Transformer Engine here, whose layers are not cut "
+                "at attention: use model.backend=torch, or performance.cuda_graphs=false"
+            )
+    if performance is not None and performance.tp_comm_overlap and backend != TRANSFORMER_ENGINE:
+        problems.append(
+            f"performance.tp_comm_overlap=true needs Transformer Engine ({transformer_engine_problem(device)}): use "
+            "performance.tp_comm_overlap=false"
+        )
     if train.tf32 and device.type != "cuda":
         problems.append("train.tf32=true needs a GPU, and there is none here: leave it false")
     return problems

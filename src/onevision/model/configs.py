@@ -28,12 +28,14 @@ def language_config(
     train: TrainRecipe | None = None,
     parallel: ParallelRecipe | None = None,
     stage_layers: Sequence[int] = (),
+    overlap: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of the language model.
 
     `fused`, on a GPU: gradients of weights are added up in FP32 by the product that makes them. `train` says whether
     products are computed in FP8, and with which scales; without it none are. `parallel`: how ranks share a model, whose
-    pipeline has `stage_layers` (`onevision.model.stages`); without it they do not.
+    pipeline has `stage_layers` (`onevision.model.stages`); without it they do not. `overlap`: tensor-parallel messages
+    go through user buffers (`onevision.model.user_buffers`).
     """
     language = architecture.language
     recompute: dict[str, object] = {}
@@ -77,6 +79,7 @@ def language_config(
         gradient_accumulation_fusion=fused and (train is None or train.grad_reduce_in_fp32),
         masked_softmax_fusion=False,
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),
+        tp_comm_overlap=overlap,
         **recompute,
         **fp8,
         **(_shared(parallel, stage_layers, fused) if parallel is not None else {}),
@@ -148,6 +151,7 @@ def vision_config(
         batch_p2p_comm=True,
         context_parallel_size=1,
         sequence_parallel=False,
+        tp_comm_overlap=False,
         recompute_modules=modules,
         recompute_granularity=None if selective and not modules else language.recompute_granularity,
         num_layers=vision.num_layers,

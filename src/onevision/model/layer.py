@@ -51,6 +51,7 @@ class SegmentSelfAttention(SelfAttention):
     """Megatron's `SelfAttention` for packed segments, with rotary angles float32 [T, d/2].
 
     `inputs` makes q, k and v as `attention_inputs` does; with `adds_bias` it is given the product without its bias.
+    `Layer` calls its steps.
     """
 
     def __init__(
@@ -66,24 +67,16 @@ class SegmentSelfAttention(SelfAttention):
         if adds_bias:
             self.linear_qkv.skip_bias_add = True
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        rotary_pos_emb: Tensor,
-        packed_seq_params: SegmentParams,
-        **_: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Output [T, 1, H] and its bias, which is not added yet."""
+    def project(self, hidden_states: Tensor, angles: Tensor, learned: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, h, d], k and v [T, g, d] of hidden states [T, 1, H], as attention takes them."""
         mixed, bias = self.linear_qkv(hidden_states)
-        query, key, value = self.inputs(self, mixed, bias, rotary_pos_emb, packed_seq_params.learned)
+        return self.inputs(self, mixed, bias, angles, learned)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, segments: SegmentParams) -> Tensor:
+        """Attention output [T, h*d]."""
         again = self.checkpoint_core_attention and self.training
         core = self._checkpointed_attention_forward if again else self.core_attention
-        output = core(
-            query, key, value, attention_mask, attn_mask_type=self.attn_mask_type, packed_seq_params=packed_seq_params
-        )
-        return self.linear_proj(output[:, None])
+        return core(query, key, value, None, attn_mask_type=self.attn_mask_type, packed_seq_params=segments)
 
 
 class Layer(TransformerLayer):
@@ -99,6 +92,20 @@ class Layer(TransformerLayer):
             for row in (self.self_attention.linear_proj, self.mlp.linear_fc2):
                 row.explicit_expert_comm = True
 
+    def before_attention(
+        self, hidden: Tensor, angles: Tensor, learned: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The residual [T, 1, H] of hidden states [T, 1, H], and q, k and v of their norm."""
+        residual, normed = self.fork(self.input_layernorm, hidden)
+        return residual, *self.self_attention.project(normed, angles, learned)
+
+    def after_attention(self, attended: Tensor, residual: Tensor) -> Tensor:
+        """Hidden states [T, 1, H] of the attention's output [T, h*d] and the residual."""
+        output, bias = self.self_attention.linear_proj(attended[:, None])
+        residual, normed = self.add(self.pre_mlp_layernorm, output, bias, residual)
+        done = tensor_parallel.checkpoint(self.mlp, False, normed) if self.recompute_mlp else self.mlp(normed)
+        return self.mlp_bda(self.training, False)(done, residual, 0.0)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -109,10 +116,5 @@ class Layer(TransformerLayer):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Hidden states [T, 1, H], and nothing in the place of the context of cross attention."""
-        residual, normed = self.fork(self.input_layernorm, hidden_states)
-        output, bias = self.self_attention(
-            normed, attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
-        )
-        residual, normed = self.add(self.pre_mlp_layernorm, output, bias, residual)
-        done = tensor_parallel.checkpoint(self.mlp, False, normed) if self.recompute_mlp else self.mlp(normed)
-        return self.mlp_bda(self.training, False)(done, residual, 0.0), None
+        residual, *heads = self.before_attention(hidden_states, rotary_pos_emb, packed_seq_params.learned)
+        return self.after_attention(self.self_attention.attend(*heads, packed_seq_params), residual), None

@@ -97,7 +97,9 @@ def train(
     settings = recipe.train
     begun = bool(checkpoint_files.checkpoint_steps(recipe.output))
     problems = training_problems(recipe, ranks.world_size, begun=begun)
-    problems += machine_problems(recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank))
+    problems += machine_problems(
+        recipe.model, recipe.train, recipe.optimizer, select_device(ranks.local_rank), recipe.performance
+    )
     if problems:
         raise InputError("; ".join(problems))
     inputs = open_inputs(recipe)

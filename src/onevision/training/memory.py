@@ -36,6 +36,9 @@ recompute is not kept by attention kernels that never store the square. With mlp
 less, and e*F/t if trained, which are there during its backward pass. With activation a layer of language keeps e*F/t
 less if trained, one of vision e*f/t.
 FP8 keeps the inputs of products in one byte a value, which is not counted: the estimate is that of BF16.
+With `performance.cuda_graphs` language has memory of its own: its activations are there in vision's backward pass too.
+A layer has a copy of attention's output besides, T*e*q; all share the gradients that go in and out, T*e*(H + 2q + 2k).
+`performance.tp_comm_overlap` has 12 buffers of T*e*H.
 
 The fullest moment is one of: the loss; the backward pass of a language block (with the gradients of the MLP's
 activations, T*e*3F/t, and with sequence parallelism the gathered input of a product, T*e*H); that of a vision block
@@ -80,6 +83,7 @@ from onevision.training.in_flight import most_in_flight
 FIXED_BYTES = 2e9
 FRAGMENTATION = 0.05  # of everything else: room that PyTorch's allocator holds and cannot hand out
 TOKEN_BYTES = 48  # of the step's data: tokens, labels, positions, mask, places of images and their like
+_USER_BUFFERS = 12  # onevision.model.user_buffers
 PATCHES_PER_TOKEN = SPATIAL_MERGE_SIZE**2
 
 
@@ -247,6 +251,12 @@ def stage_estimate(
     }
     if train.precision == "fp8":
         always["FP8 copies of weights"] = 2 * (weights - ends / tensor)
+    if recipe.performance.cuda_graphs:
+        q, k = query_key_widths(architecture)
+        copies = language.num_layers * q + language.hidden_size + 2 * q + 2 * k
+        always["CUDA graphs"] = batch.tokens * element * copies
+    if recipe.performance.tp_comm_overlap:
+        always["user buffers"] = _USER_BUFFERS * batch.tokens * element * language.hidden_size
 
     kept = [kept_activations(architecture, model, element, batch, parallel, part) for part in parts]
     waiting = most_in_flight(stage, parallel.pipeline, parallel.virtual_pipeline, micro_batches)
@@ -273,6 +283,8 @@ def stage_estimate(
     if first and "vision" not in model.freeze:
         others = of_language - kept[0].language  # of the micro-batches behind
         behind = through | {"activations of language": others} if others else through_vision
+        if recipe.performance.cuda_graphs:
+            behind = through | {"a language block's backward": language_work}
         moments["backward of a vision layer"] = behind | {"a vision block's backward": vision_work}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     estimated = always | moments[moment]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -64,6 +64,14 @@ def _gather_before_the_head(model: OneVisionModel, ddp: DistributedDataParallel)
 def _gather(ddp: DistributedDataParallel, group: Any) -> None:
     if ddp.remove_forward_pre_hook_handles:  # empty while the weights are gathered already
         group.finish_param_sync()
+
+
+def gradient_ready(ddp: DistributedDataParallel) -> Callable[[torch.nn.Parameter], None] | None:
+    """What is to be told of a parameter whose gradient is in its main_grad without having come out of autograd; None if
+    nothing waits for it."""
+    if not ddp.ddp_config.overlap_grad_reduce:
+        return None
+    return lambda parameter: ddp.param_to_bucket_group[parameter].register_grad_ready(parameter)
 
 
 @contextmanager

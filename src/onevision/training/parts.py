@@ -12,6 +12,7 @@ from onevision.model.onevision import OneVisionModel, Part, freeze
 from onevision.model.presets import PRESETS
 from onevision.model.specs import backend_modules
 from onevision.model.stages import stage_layers
+from onevision.model.user_buffers import open_user_buffers
 from onevision.recipe import ParallelRecipe, Recipe
 from onevision.training.precision import precision_dtype
 
@@ -27,6 +28,10 @@ def build_parts(
     """
     architecture, parallel = PRESETS[recipe.model.preset], recipe.parallel
     layers = stage_layers(recipe, architecture)
+    overlap = recipe.performance.tp_comm_overlap and parallel.tensor > 1  # the whole model on one rank has no messages
+    if overlap:
+        tokens = recipe.train.micro_batch_size * recipe.data.sequence_length // parallel.context
+        open_user_buffers(tokens, architecture.language.hidden_size, parallel.tensor)
     config = language_config(
         architecture,
         recipe.model,
@@ -36,6 +41,7 @@ def build_parts(
         train=recipe.train,
         parallel=parallel,
         stage_layers=layers,
+        overlap=overlap,
     )
     torch.manual_seed(recipe.seed)
     again = recipe.model.recompute_modules if recipe.model.recompute == "selective" else ()

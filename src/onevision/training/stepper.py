@@ -9,9 +9,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from onevision.data.batch import PackedBatch
+from onevision.model.graphs import LanguageGraphs, cuda_record
 from onevision.model.onevision import OneVisionModel
 from onevision.recipe import Recipe
-from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel
+from onevision.training.optimizer import build_optimizer, build_scheduler, data_parallel, gradient_ready
 from onevision.training.step import forward_step
 from onevision.training.update import apply_update, gradient_norm
 
@@ -35,6 +36,11 @@ class Stepper:
         self.ddp = [data_parallel(part, config, recipe, bucketing=not n) for n, part in enumerate(self.parts)]
         self.optimizer = build_optimizer(self.ddp, config, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe.optimizer, recipe.train.steps)
+        self.graphs: LanguageGraphs | None = None
+        if recipe.performance.cuda_graphs:  # the model is one part then
+            decoder = self.parts[0].language.decoder
+            record = cuda_record(next(decoder.parameters()).device)
+            self.graphs = LanguageGraphs(decoder, record, gradient_ready(self.ddp[0]))
         self.mark: Callable[[str], None] = _unmarked
         self._run = get_forward_backward_func()
         self._categories = categories
@@ -47,6 +53,8 @@ class Stepper:
 
     def compute(self, batches: Sequence[PackedBatch]) -> list[dict[str, Tensor]]:
         """Forward and backward of the micro-batches, gradients reduced; what `count_loss` logs of each."""
+        if self.graphs is not None:
+            self.graphs.prepare()
         self.mark("zeroing gradients")
         for ddp in self.ddp:
             ddp.zero_grad_buffer()

@@ -91,6 +91,9 @@ def test_tries_go_from_nothing_to_everything_recomputed(recipe: Recipe) -> None:
     assert [entry.model.recompute for entry in tries] == ["none", "selective", "selective", "full"]
     with pytest.raises(InputError, match="recompute"):
         training_tries(recipe, "model.recompute=some")
+    _, graphs = next(specifications(OWN | {"model": "tiny", "rows": "graphs"}, [], Path("rows")))
+    assert [entry["performance"]["cuda_graphs"] for entry in graphs["recipes"]] == [True, True]
+    assert [entry["model"]["recompute_modules"] for entry in graphs["recipes"]] == [["core_attn"], ["activation"]]
 
 
 def test_a_row_that_fails_is_told_and_the_next_is_measured(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def oriented(image: Image.Image, orientation: int) -> bytes:
     return encoded(image, "JPEG", quality=95, exif=exif)
 
 
+@cache
 def variants() -> dict[str, bytes]:
     base = Image.open(io.BytesIO(image_bytes(150, 97, seed=1)))
     clear = base.convert("RGBA")
