@@ -195,6 +195,8 @@ def test_what_is_no_bundle_is_not_replaced(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("my own")
     with pytest.raises(InputError, match="mine holds something else than a release, and would be replaced"):
         build_release(lab.asked(), tmp_path / "mine", never)
+    with pytest.raises(InputError, match=r"\. has no name of its own"):
+        build_release(lab.asked(), Path(), never)
     with pytest.raises(InputError, match="the run has checkpoints of steps: 2, 4"):
         build_release(lab.asked(step=3), tmp_path / "bundle", never)
 

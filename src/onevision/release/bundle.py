@@ -25,7 +25,7 @@ from typing import Any
 from onevision import __version__
 from onevision.convert.exporting import export_inputs
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, replace_folder, storage_errors, write_json, write_text
+from onevision.files import check_name, read_json, replace_folder, storage_errors, write_json, write_text
 from onevision.fingerprint import file_digest, value_digest
 from onevision.machine import commit
 from onevision.recipe import Recipe
@@ -312,6 +312,7 @@ def _refuse_foreign(output: Path) -> None:
     Raises:
         InputError: it is something else.
     """
+    check_name(output)
     if output.is_dir() and not output.is_symlink():
         manifest = output / MANIFEST
         known = read_json(manifest) if manifest.is_file() else None
