@@ -39,7 +39,7 @@ from onevision.release.personal import personal
 from onevision.release.weights import obtain, place
 from onevision.report.picture import write_loss
 from onevision.report.report import render
-from onevision.report.results import PipelineFolders, Results, Stage, read_results
+from onevision.report.results import ABSENT, PipelineFolders, Results, Stage, read_results
 from onevision.report.summary import summarise
 from onevision.training.bad_steps import NAME as BAD_STEPS
 from onevision.training.checkpoint_files import CHECKPOINT_FILE, find, step_folder, verify_sizes
@@ -55,7 +55,6 @@ RUN_FILES = (
     BAD_STEPS,
 )
 LOGS = (".log", ".out", ".err", ".jsonl", ".json", ".sh", ".txt")
-ABSENT = Path("(none)")  # a folder of the report that there is not
 
 
 @dataclass(frozen=True)
