@@ -126,7 +126,7 @@ def test_an_export_of_another_checkpoint_is_neither_used_nor_replaced(moved: Lab
 def test_logs_of_this_command_are_no_part_of_it(moved: Lab, tmp_path: Path) -> None:
     logs = moved.run / "log"
     (logs / "slurm").mkdir()
-    (logs / "slurm" / "release.starts.jsonl").write_text('{"event": "start", "job_id": 7}\n')
+    (logs / "slurm" / "release.starts.jsonl").write_text('{"event": "start", "job_id": 7}\n{"event": "st')
     for name in ("7_0_log.out", "70_0_log.out", "release.job.json", "last.job.json"):
         (logs / "slurm" / name).write_text("{}")
     (logs / "release-notes-20260101-000000.log").write_text("a run that is called release-notes")

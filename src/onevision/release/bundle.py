@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,10 @@ def _own_logs(root: Path) -> re.Pattern[str]:
     """Names of what this command leaves in the log folder of a run: here by its name, from Slurm by its jobs' ids."""
     starts = root / "slurm" / "release.starts.jsonl"
     lines = starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []
-    jobs = {str(json.loads(line)["job_id"]) for line in lines}
+    jobs = set()
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # a line that was cut off by a crash
+            jobs.add(str(json.loads(line)["job_id"]))
     return re.compile(
         "|".join([r"release-\d{8}-\d{6}", r"release\.", *(rf"{re.escape(job)}_" for job in sorted(jobs))])
     )
