@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import io
 import os
 import sys
 import tempfile
@@ -60,6 +61,8 @@ JOBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named job; exit code of the job, or that of the error whose line was printed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding must not end a job
     parser = argparse.ArgumentParser(
         prog="python -m jobs",
         usage="%(prog)s NAME [argument] [key=value ...]",

@@ -88,23 +88,23 @@ def task_run(recipe: Recipe, run: Path, own: dict[str, str]) -> TaskRun:
         raise InputError(
             f"{exported} is not an exported folder (no config.json): run make export first, or give exported=FOLDER"
         )
-    step = _number(own, "step")
+    wanted = _number(own, "step") if own.get("step") else None
     if exported and (Path(exported) / "step.json").exists():  # of another's folder nothing tells the step
-        step = exported_step(Path(exported), step)
+        step = exported_step(Path(exported), wanted)
     else:
-        _, content = find(step_folder(run, step) if step else run, verify_sizes)
+        _, content = find(run if wanted is None else step_folder(run, wanted), verify_sizes)
         step = content["step"]
     return TaskRun(str(run), step, tasks, model, exported, _number(own, "limit"))
 
 
-def exported_step(folder: Path, wanted: int) -> int:
+def exported_step(folder: Path, wanted: int | None) -> int:
     """The step whose weights `make export` wrote into a folder, which need not be the run's newest.
 
     Raises:
-        InputError: it is another one than `wanted` (0: any).
+        InputError: it is another one than `wanted` (None: any).
     """
     step = int(read_json(folder / "step.json")["summary"]["step"])
-    if wanted not in (0, step):
+    if wanted not in (None, step):
         raise InputError(f"{folder} has the weights of step {step}, not {wanted}: make export STEP={wanted} first")
     return step
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import io
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,6 +40,9 @@ def likely_cause(outcome: Outcome | None) -> int:
 def outcome_of(name: str, log: Path, work: Callable[[], bytes]) -> Outcome:
     """Do the `work` of job `name`, hearing signals; an error becomes a line, its traceback stays in the log."""
     faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):  # a log is UTF-8 in whatever locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     stop = _FirstSignal()
     for signum in _STOPS:
         signal.signal(signum, stop)

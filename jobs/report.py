@@ -26,15 +26,15 @@ def report_here(recipe: Recipe, run: Path) -> Path:
     """The report job itself."""
     quiet()
     from onevision.report.report import write_report
-    from onevision.report.results import PipelineFolders
+    from onevision.report.results import ABSENT, PipelineFolders
     from onevision.report.summary import write_summary
 
     start = Path(recipe.train.init_from) if recipe.train.init_from else run
     folders = PipelineFolders(
         root=run,
-        corpus=Path(recipe.data.corpus),
-        heldout=Path(recipe.evaluation.corpus),
-        packs=Path(recipe.data.packs),
+        corpus=Path(recipe.data.corpus or ABSENT),
+        heldout=Path(recipe.evaluation.corpus or ABSENT),
+        packs=Path(recipe.data.packs or ABSENT),
         stage0=start,
         stages={recipe.stage: run},
         before=start / "evaluation",

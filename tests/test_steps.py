@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onevision.errors import Busy, InputError
-from onevision.files import one_at_a_time
+from onevision.files import one_at_a_time, write_json
 from onevision.steps import run_parts, run_step
 from tests.forks import forked, wait_for
 
@@ -36,6 +36,29 @@ def test_a_step_never_replaces_a_persons_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something that no step has made"):
         run_step("test", tmp_path / "mine", {}, build)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("record", [{"step": "corpus", "key": "", "summary": {}, "seconds": 0}, {"step": "stage2"}])
+def test_a_step_never_replaces_what_another_one_has_made(tmp_path: Path, record: dict[str, object]) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_json(folder / "step.json", record)  # of a step, and of a run, which has no key
+    for start in (
+        lambda: run_step("export", folder, {}, build),
+        lambda: run_step("export", folder, dict, build),
+        lambda: run_parts("export", folder, {}, 1, lambda *_: {}, lambda *_: {}),
+    ):
+        with pytest.raises(InputError, match=f"shards holds what {record['step']} has made, and export would replace"):
+            start()
+    assert [path.name for path in folder.iterdir()] == ["step.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", ".."):
+        with pytest.raises(InputError, match="has no name of its own"):
+            run_step("test", name, {}, build)
 
 
 def _stays_within(file: Path, entered: Path) -> None:

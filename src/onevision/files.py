@@ -64,6 +64,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_name(folder: Path) -> None:
+    """Refuse a folder that a new one, made beside it, could not take the place of.
+
+    Raises:
+        InputError: it is "." or "..".
+    """
+    if folder.name in ("", ".."):
+        raise InputError(f"{folder} has no name of its own, and a new folder takes its place: name the folder itself")
+
+
 def replace_folder(made: Path, folder: Path) -> None:
     """Let the folder `made` take the place of `folder`, if there is one, by renames beside it."""
     old = folder.with_name(f".{folder.name}.old")

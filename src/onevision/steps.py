@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, read_record, replace_folder, storage_errors, write_json
+from onevision.files import check_name, read_json, read_record, replace_folder, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.locks import step_writer
 from onevision.ranks import ALONE, Ranks
@@ -45,20 +45,21 @@ def run_step(
     be fingerprinted while `build` reads them.
 
     Raises:
-        InputError: `folder` holds something else than the output of a step.
+        InputError: `folder` holds something else than an output of this step, or has no name to make it beside.
         Busy: another process is making it.
     """
     folder = Path(folder)
+    _refuse_foreign(name, folder)
     if callable(inputs) and (folder / "step.json").exists():
         inputs = inputs()
     key = "" if callable(inputs) else value_digest([name, inputs])
-    finished = _finished(folder, key)
+    finished = _finished(name, folder, key)
     if finished is not None:
         return finished
     temporary = folder.with_name(f".{folder.name}.tmp")
     start = time.monotonic()
     with storage_errors(folder), step_writer(folder):
-        finished = _finished(folder, key)  # by another process, which this one has waited for
+        finished = _finished(name, folder, key)  # by another process, which this one has waited for
         if finished is not None:
             return finished
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,13 +99,13 @@ def run_parts(
     """
     folder = Path(folder)
     key = value_digest([name, inputs, parts])
-    finished = ranks.first(_finished(folder, key) if ranks.rank == 0 else None)
+    finished = ranks.first(_finished(name, folder, key) if ranks.rank == 0 else None)
     if finished is not None:
         return finished
     work = folder.with_name(f".{folder.name}.parts")
     start = time.monotonic()
     with storage_errors(folder), step_writer(folder) if ranks.rank == 0 else nullcontext():
-        finished = ranks.first(_finished(folder, key) if ranks.rank == 0 else None)  # by one that was waited for
+        finished = ranks.first(_finished(name, folder, key) if ranks.rank == 0 else None)  # by one that was waited for
         if finished is not None:
             return finished
         if ranks.rank == 0:
@@ -129,19 +130,33 @@ def run_parts(
 _KEY = "key.json"
 
 
-def _finished(folder: Path, key: str) -> StepResult | None:
+def _refuse_foreign(name: str, folder: Path) -> None:
+    """Let a step replace what it made itself before, and nothing else.
+
+    Raises:
+        InputError: the folder holds something that no step has made or that another one has, such as a corpus or a run,
+            or is "." or "..".
+    """
+    check_name(folder)
+    if (folder / "step.json").exists():
+        maker = read_record(folder / "step.json", step=str)["step"]
+        if maker != name:
+            raise InputError(f"{folder} holds what {maker} has made, and {name} would replace it: name another folder")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
+
+
+def _finished(name: str, folder: Path, key: str) -> StepResult | None:
     """What the folder holds if it is the output for `key`.
 
     Raises:
-        InputError: it holds something that no step has made.
+        InputError: as `_refuse_foreign`.
     """
-    done = folder / "step.json"
-    if done.exists():
+    _refuse_foreign(name, folder)
+    if (folder / "step.json").exists():
         record = _done(folder)
         if record["key"] == key:
             return StepResult(folder, record["summary"], record["seconds"], skipped=True)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
     return None
 
 

@@ -24,6 +24,9 @@ CAT, TWO = Path("/tmp/cat.png"), Path("/tmp/two words.JPG")
         (r"/tmp/two\ words.JPG and?", (TWO, "and?")),
         ("file:///tmp/two%20words.JPG and?", (TWO, "and?")),
         ("file:///tmp/cat and?", (Path("/tmp/cat"), "and?")),
+        ("file://host/tmp/cat#1.png and?", (Path("/tmp/cat#1.png"), "and?")),
+        ("file://[x.png and?", (Path(), "and?")),
+        ("~\0/cat.png ?", (Path("~\0/cat.png"), "?")),
         (r"'/tmp/it'\''s.png' and?", (Path("/tmp/it's.png"), "and?")),
         ("compare /tmp/cat.png with '/tmp/two words.JPG' please", ("compare", CAT, "with", TWO, "please")),
         ("/tmp/cat.png same as? /tmp/cat.png", (CAT, CAT, "same as?")),
@@ -43,6 +46,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     for path, line in (
         (tmp_path, "is a folder"),
         (tmp_path / "none.png", "none.png does not exist"),
+        (tmp_path / "no\0ne.png", "does not exist"),
         (Path("/dev/zero"), "/dev/zero is not a file"),
         (tmp_path / f"{'long' * 80}.png", "cannot be read: File name too long"),
     ):

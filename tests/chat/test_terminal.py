@@ -174,7 +174,7 @@ def test_lines_from_a_pipe_are_answered_and_errors_are_counted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images['plain']} What?\n\nnone.png And?\nMore?\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{images['plain']} What?\n\nnone.png And?\nMore?\n"))
     assert chat(assistant, FEW) == InputError.exit_code
     shown = capsys.readouterr()
     assert shown.out.count("\n") >= 2

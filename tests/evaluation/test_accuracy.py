@@ -30,6 +30,11 @@ def test_chance_is_the_score_of_the_most_frequent_training_answer() -> None:
     assert chance_levels(training, held_out) == {"digits": 2 / 3, "text": 1 / 3}
 
 
+def test_questions_that_no_recipe_names_are_not_those_of_the_working_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="evaluation.corpus is empty"):
+        evaluate(Recipe(), "runs/any", tmp_path / "evaluation")
+
+
 def test_evaluation_of_a_trained_model_finds_what_it_learned(colours: tuple[Recipe, Recipe], tmp_path: Path) -> None:
     stage0, recipe = colours
     before = evaluate(recipe, stage0.output, tmp_path / "before").summary

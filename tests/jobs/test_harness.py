@@ -65,6 +65,7 @@ def test_what_the_settings_ask_for(run: Path) -> None:
         ({"tasks": "mmstar", "model": "hf"}, "model=hf is not one of onevision, onevision_exported"),
         ({"tasks": "mmstar", "model": "onevision_exported"}, "is not an exported folder"),
         ({"tasks": "mmstar", "step": "3"}, "the run has checkpoints of steps: 2, 4"),
+        ({"tasks": "mmstar", "step": "0"}, "the run has checkpoints of steps: 2, 4"),
         ({"tasks": "mmstar", "step": "last"}, "step=last is not a number"),
     ],
 )

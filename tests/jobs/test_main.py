@@ -53,6 +53,14 @@ def test_help_lists_every_job_without_importing_one() -> None:
         main(["--help"])
 
 
+def test_a_terminal_of_another_encoding_does_not_end_a_job() -> None:
+    job = Job(f"{__name__}:{fine.__name__}", "for a test")
+    code = f"import jobs.__main__ as m; m.JOBS['fine'] = m.{job}; raise SystemExit(m.main(['fine', 'name=\u25b8']))"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (7, b"['name=?']\n")
+
+
 @pytest.mark.parametrize("name", [name for name, job in JOBS.items()])
 def test_every_registered_job_exists(name: str) -> None:
     module, _, function = JOBS[name].target.partition(":")

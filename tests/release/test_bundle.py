@@ -126,7 +126,7 @@ def test_an_export_of_another_checkpoint_is_neither_used_nor_replaced(moved: Lab
 def test_logs_of_this_command_are_no_part_of_it(moved: Lab, tmp_path: Path) -> None:
     logs = moved.run / "log"
     (logs / "slurm").mkdir()
-    (logs / "slurm" / "release.starts.jsonl").write_text('{"event": "start", "job_id": 7}\n')
+    (logs / "slurm" / "release.starts.jsonl").write_text('{"event": "start", "job_id": 7}\n{"event": "st')
     for name in ("7_0_log.out", "70_0_log.out", "release.job.json", "last.job.json"):
         (logs / "slurm" / name).write_text("{}")
     (logs / "release-notes-20260101-000000.log").write_text("a run that is called release-notes")
@@ -195,6 +195,8 @@ def test_what_is_no_bundle_is_not_replaced(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("my own")
     with pytest.raises(InputError, match="mine holds something else than a release, and would be replaced"):
         build_release(lab.asked(), tmp_path / "mine", never)
+    with pytest.raises(InputError, match=r"\. has no name of its own"):
+        build_release(lab.asked(), Path(), never)
     with pytest.raises(InputError, match="the run has checkpoints of steps: 2, 4"):
         build_release(lab.asked(step=3), tmp_path / "bundle", never)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.report import report_here
 from onevision.corpus.reader import CorpusReader
-from onevision.files import read_json_lines
+from onevision.files import read_json, read_json_lines
+from onevision.recipe import load_recipe
 from onevision.report.examples import SHOWN, choose, example_groups
 from onevision.report.picture import write_picture
 from onevision.report.report import render, write_report
-from onevision.report.results import PipelineFolders, read_results
+from onevision.report.results import PipelineFolders, make_command, read_results
 from onevision.report.summary import summarise
 from onevision.report.tables import languages, licences, lineage, wilson
 from onevision.report.thumbnails import picture
@@ -125,6 +127,22 @@ def test_single_run(copied: PipelineFolders) -> None:
     )
     assert "Stage 2: 30 steps" in page(one).text
     assert (copied.root / "stage2" / "report.html").exists()
+
+
+def test_the_job_in_the_run_folder_itself(copied: PipelineFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its step.json is not taken for that of a corpus, which the recipe does not name."""
+    monkeypatch.chdir(copied.stages["stage2"])
+    report = report_here(load_recipe("recipe.yaml"), Path())
+    text = report.read_text("utf-8")
+    assert "<title>stage2" in text
+    assert "jobs export ." in text
+    notes = read_json("summary.json")["notes"]
+    assert notes[:3] == [f"{what}: there is none" for what in ("corpus", "held-out corpus", "packs")]
+
+
+def test_commands_name_folders_as_a_shell_reads_them() -> None:
+    assert make_command("resume", Path("runs/demo/stage2")) == "make resume RUN=demo/stage2"
+    assert make_command("resume", Path("runs/my run")) == ".venv/bin/python -m jobs resume 'runs/my run'"
 
 
 def test_answers_to_another_corpus_have_no_images(copied: PipelineFolders) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from onevision.concepts.balance.build import build_balance
 from onevision.concepts.build import build_concepts
 from onevision.concepts.vocabulary import build_vocabulary
@@ -12,7 +14,8 @@ from onevision.files import read_json, write_json
 from onevision.packing.build import build_packs
 from onevision.recipe import ConceptRecipe, Recipe, load_recipe, save_recipe
 from onevision.report.report import write_report
-from onevision.report.results import PipelineFolders, read_results
+from onevision.report.results import ABSENT, PipelineFolders, read_results
+from onevision.report.summary import total_seconds
 from onevision.report.tables import category_table, lineage
 
 
@@ -70,7 +73,10 @@ def test_a_selection_that_is_another_one_now_is_noted(copied: PipelineFolders) -
 
 def test_the_report_of_the_run_alone(copied: PipelineFolders) -> None:
     recipe = select(copied, samples=30)
-    alone = replace(copied, packs=Path(recipe.data.packs), stages={"stage1_5": copied.stages["stage1_5"]})
+    stages = {"stage1_5": copied.stages["stage1_5"]}
+    alone = replace(copied, packs=Path(recipe.data.packs), stages=stages, before=ABSENT, after=ABSENT)
     results = read_results(alone)
-    assert results.notes == []
+    assert results.notes == [f"evaluation {name} training: there is none" for name in ("before", "after")]
     assert [row.step for row in lineage(results)].count("Packs of it") == 0
+    steps = (results.corpus, results.heldout, results.packs, results.selection, results.stages[0].summary)
+    assert total_seconds(results) == pytest.approx(sum(step["seconds"] for step in steps))

@@ -136,6 +136,15 @@ def test_what_is_missing_is_null_and_noted(copied: PipelineFolders) -> None:
     assert all("\n" not in note for note in summary["notes"])
 
 
+def test_an_evaluation_of_an_earlier_step_is_noted(copied: PipelineFolders) -> None:
+    shutil.rmtree(copied.stages["stage2"])
+    write_stage(copied.root, "stage2", 50, 0.9, 0.3)
+    (note,) = build_summary(copied)["notes"]
+    assert note == (
+        "evaluation after training: the checkpoint of step 30 was asked, and stage2 went on to step 50"
+    )
+
+
 def test_before_alone(copied: PipelineFolders) -> None:
     shutil.rmtree(copied.after)
     summary = build_summary(copied)

@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from onevision.errors import InputError
 
@@ -52,7 +52,7 @@ def image_path(word: str) -> Path | None:
     """The path that a word of a line names, if it is that of an image."""
     plain = "".join(shlex.split(word))
     if plain.startswith("file://"):
-        return Path(unquote(urlsplit(plain).path))
+        return Path(unquote(re.sub("^file://[^/]*", "", plain)))
     return at_home(plain) if plain.lower().endswith(SUFFIXES) else None
 
 
@@ -60,7 +60,7 @@ def at_home(name: str) -> Path:
     """A path as it is typed, with ~ for a person's own folder; that of nobody stays as it is, and does not exist."""
     try:
         return Path(name).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # or no name of a person at all, such as one with a null byte
         return Path(name)
 
 

@@ -186,6 +186,7 @@ def _piped() -> Iterator[str]:
         InputError: it is not text.
     """
     try:
-        yield from sys.stdin
+        for number, line in enumerate(sys.stdin):
+            yield line if number else line.removeprefix("\ufeff")  # an editor's mark that the file is UTF-8
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {error.reason}") from None

@@ -18,6 +18,7 @@ from onevision.data.image import patch_grid
 from onevision.data.patcher import Patcher, image_patcher
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
+from onevision.errors import InputError
 from onevision.evaluation.generate import Prompt, generate
 from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.fingerprint import value_digest
@@ -128,8 +129,10 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
     The summary is `{categories: {name: {accuracy, n}}, checkpoint, step, tokens_per_second}`.
 
     Raises:
-        InputError: corpus, tokenizer or checkpoint is missing or of another size.
+        InputError: the recipe names no questions, or corpus, tokenizer or checkpoint is missing or of another size.
     """
+    if not recipe.evaluation.corpus:
+        raise InputError("evaluation.corpus is empty: name a corpus of held-out questions, or ask tasks=NAME,…")
     corpus, tokenizer = CorpusReader(recipe.evaluation.corpus), load_tokenizer(recipe.data.tokenizer)
     folder, content = find_checkpoint(recipe, checkpoint_path)
     recipe = answering(recipe)

@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from onevision import __version__
 from onevision.convert.exporting import export_inputs
 from onevision.errors import DataError, InputError
-from onevision.files import read_json, replace_folder, storage_errors, write_json, write_text
+from onevision.files import check_name, read_json, replace_folder, storage_errors, write_json, write_text
 from onevision.fingerprint import file_digest, value_digest
 from onevision.machine import commit
 from onevision.recipe import Recipe
@@ -39,7 +40,7 @@ from onevision.release.personal import personal
 from onevision.release.weights import obtain, place
 from onevision.report.picture import write_loss
 from onevision.report.report import render
-from onevision.report.results import PipelineFolders, Results, Stage, read_results
+from onevision.report.results import ABSENT, PipelineFolders, Results, Stage, read_results
 from onevision.report.summary import summarise
 from onevision.training.bad_steps import NAME as BAD_STEPS
 from onevision.training.checkpoint_files import CHECKPOINT_FILE, find, step_folder, verify_sizes
@@ -55,7 +56,6 @@ RUN_FILES = (
     BAD_STEPS,
 )
 LOGS = (".log", ".out", ".err", ".jsonl", ".json", ".sh", ".txt")
-ABSENT = Path("(none)")  # a folder of the report that there is not
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,10 @@ def _own_logs(root: Path) -> re.Pattern[str]:
     """Names of what this command leaves in the log folder of a run: here by its name, from Slurm by its jobs' ids."""
     starts = root / "slurm" / "release.starts.jsonl"
     lines = starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []
-    jobs = {str(json.loads(line)["job_id"]) for line in lines}
+    jobs = set()
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # a line that was cut off by a crash
+            jobs.add(str(json.loads(line)["job_id"]))
     return re.compile(
         "|".join([r"release-\d{8}-\d{6}", r"release\.", *(rf"{re.escape(job)}_" for job in sorted(jobs))])
     )
@@ -312,6 +315,7 @@ def _refuse_foreign(output: Path) -> None:
     Raises:
         InputError: it is something else.
     """
+    check_name(output)
     if output.is_dir() and not output.is_symlink():
         manifest = output / MANIFEST
         known = read_json(manifest) if manifest.is_file() else None

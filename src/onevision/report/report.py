@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from onevision.files import write_text
@@ -54,7 +55,7 @@ def _context(results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     packs = results.packs["summary"] if results.packs else None
     scored, score_axis = task_curves(stages)
     return {
-        "title": results.folders.root.name,
+        "title": results.folders.root.absolute().name,
         "root": str(results.folders.root),
         "summary": summary,
         "overall": overall,
@@ -165,7 +166,7 @@ def _peak(hardware: dict[str, Any]) -> str:
 def _next_steps(results: Results) -> list[tuple[str, str]]:
     """What a reader can do now, each with its command line."""
     root = results.folders.root
-    steps = [("See every curve, zoom and compare runs:", f".venv/bin/tensorboard --logdir {root}")]
+    steps = [("See every curve, zoom and compare runs:", f".venv/bin/tensorboard --logdir {quote(str(root))}")]
     if not results.stages:
         return steps
     last = results.stages[-1]
@@ -178,7 +179,7 @@ def _next_steps(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Repeat exactly this stage from its run folder (done steps are not repeated):",
-            f".venv/bin/python -m jobs train {last.folder / 'recipe.yaml'}",
+            f".venv/bin/python -m jobs train {quote(str(last.folder / 'recipe.yaml'))}",
         ),
         (
             "Use your own data: a folder with records.jsonl and images becomes a corpus, then packs:",

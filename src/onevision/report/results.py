@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from onevision.recipe import Recipe, load_recipe
 from onevision.training.bad_steps import NAME
 from onevision.training.history import read_metrics
 
+ABSENT = Path("(none)")  # a folder of a pipeline that has none of its kind
 CHANCE_SAMPLES = 500_000  # a larger training corpus is not read through for the chance level
 
 
@@ -146,13 +148,17 @@ def read_results(folders: PipelineFolders) -> Results:
 
 def make_command(target: str, folder: Path) -> str:
     """The command line that runs a job on a run folder."""
-    if folder.parts[0] == "runs":
+    quoted = shlex.quote(str(folder))
+    if folder.parts[:1] == ("runs",) and quoted == str(folder):  # make cuts a name at blanks
         return f"make {target} RUN={folder.relative_to('runs')}"
-    return f".venv/bin/python -m jobs {target} {folder}"
+    return f".venv/bin/python -m jobs {target} {quoted}"
 
 
 def _record(folder: Path, what: str, notes: list[str]) -> dict[str, Any] | None:
     """step.json of a folder, or None with a note."""
+    if folder == ABSENT:
+        notes.append(f"{what}: there is none")
+        return None
     if not (folder / "step.json").exists():
         notes.append(f"{what}: missing, {folder} holds no finished step")
         return None
@@ -247,4 +253,11 @@ def _contradictions(results: Results) -> list[str]:
         if evaluation is not None:
             used = evaluation.record["inputs"].get("corpus")
             compare(f"evaluation {name} training", "questions", used, results.heldout)
+    if results.after is not None and results.stages and results.stages[-1].name == [*results.folders.stages][-1]:
+        asked, reached = results.after.record["summary"].get("step"), results.stages[-1].rows[-1]["step"]
+        if isinstance(asked, int) and asked < reached:
+            found.append(
+                f"evaluation after training: the checkpoint of step {asked:,} was asked, and "
+                f"{results.stages[-1].name} went on to step {reached:,}"
+            )
     return found

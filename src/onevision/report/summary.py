@@ -116,7 +116,9 @@ def total(rows: Iterable[dict[str, Any]], key: str) -> float:
 
 def total_seconds(results: Results) -> float:
     """Seconds spent in all steps that were found."""
-    records = [results.corpus, results.heldout, results.packs, results.selection, results.selection_packs]
+    records = [results.corpus, results.heldout, results.packs, results.selection]
+    if results.selection_packs != results.packs:  # a run that reads a selection has one folder of packs
+        records.append(results.selection_packs)
     records += [evaluation.record for evaluation in (results.before, results.after) if evaluation]
     data = sum(record["seconds"] for record in records if record)
     return data + sum(_seconds(stage)[0] for stage in results.stages)
