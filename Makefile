@@ -17,7 +17,7 @@ run = $(if $(filter runs/% ./% /%,$(RUN)),$(RUN),runs/$(RUN))
 place = $(NODES:%=nodes=%) $(TIME:%=time=%) $(SITE:%=site=%)
 
 # $(call recipe,NAME): RECIPE where it is given, else the recipe NAME of MODEL; then RUN and ARGS as overrides.
-recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN)) output=$(run)) $(place) $(ARGS)
+recipe = $(or $(RECIPE),jobs/recipes/$(MODEL)/$(1).yaml) $(if $(RUN),name=$(notdir $(RUN:%/=%)) output=$(run)) $(place) $(ARGS)
 
 # What the data steps read and how: SOURCE in the layout FORMAT, packs of SEQ tokens, shared by RANKS processes; with
 # TOPK concepts a sample.

@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from onevision.recipe import load_recipe
 _MEAN = ("sample_tokens", "sample_patches", "pack_samples")
 _OWN = ("gpus", "gpu", "json", "calibration", "rows", "packs", *_MEAN)
 _BATCH = "train.global_batch_size"
+_MOST_GPUS = 1 << 16  # every layout is looked at, and seconds are enough for so many
 
 
 def run(arguments: list[str]) -> int:
@@ -47,6 +49,8 @@ def run(arguments: list[str]) -> int:
     if placed:
         raise InputError(f"a plan runs here and at once, without {placed}={own[placed]}: say gpus=N gpu=NAME")
     gpus, rows = _whole(own, "gpus", 128), _whole(own, "rows", 15)
+    if gpus > _MOST_GPUS:
+        raise InputError(f"gpus={gpus} is above {_MOST_GPUS}, the most that a plan is for")
     default = find_gpu(own.get("gpu", "a800"))
     gpu = calibrated(default, Path(own["calibration"])) if own.get("calibration") else default
     figures = dict(one.removeprefix("gpu.").split("=", 1) for one in overrides if one.startswith("gpu."))
@@ -60,10 +64,17 @@ def run(arguments: list[str]) -> int:
     plan = make_plan(recipe, gpus, gpu, packs)
     found = check(gpu if gpu.name == "a800" else GPUS["a800"])
     if own.get("json"):
-        write_json(own["json"], plan_dict(plan, found))
+        _write(Path(own["json"]), plan_dict(plan, found))
     width = None if sys.stdout.isatty() else 160
     print_plan(plan, found, Console(highlight=False, soft_wrap=False, width=width), rows)
     return 0
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        write_json(path, values)
+    except OSError as error:
+        raise InputError(f"json={path} cannot be written: {error.strerror}; name a file in a folder of yours") from None
 
 
 def _packs(own: dict[str, str], length: int) -> Packs:

@@ -16,6 +16,8 @@ from pathlib import Path
 from onevision.errors import OneVisionError
 
 _SECONDS = 30.0  # after which the controller counts as unreachable
+# Of a surrounding job, and what a person has set for commands typed by hand: filters, and questions before an end.
+_OBEYED = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _MARK = "\x1f"  # between fields: no name or comment contains it
 
 
@@ -65,8 +67,8 @@ class Slurm:
         self.conf = conf
 
     def environment(self) -> dict[str, str]:
-        """Environment for Slurm's commands. What a surrounding job has set is left out: sbatch would obey it."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        """Environment for Slurm's commands, without variables that change what they do."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OBEYED)}
         conf = self.conf or os.environ.get("SLURM_CONF")
         return kept | ({"SLURM_CONF": conf} if conf else {})
 

@@ -59,6 +59,8 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("step=3", "unknown key 'step'; the nearest is"),
         ("train.steps=many", "train.steps: Value 'many'"),
         ("train.steps=0", "train.steps=0 must be at least 1"),
+        ("train.threads=100000", "train.threads=100000 must be at most 4096"),
+        ("train.hang_seconds=1e11", "train.hang_seconds=100000000000.0 must be at most 1000000000"),
         ("data.format=tfrecord", "data.format='tfrecord' is not one of records, parquet, webdataset, llava-json"),
         ("data.columns=[picture=x]", "data.columns: 'picture=x' is not one of image=NAME, caption=NAME"),
         ("data.columns=[image]", "data.columns: 'image' is not one of image=NAME"),

@@ -226,6 +226,11 @@ _MINIMUM: dict[str, float] = {
     "evaluation.retries": 0,
 }
 
+_MAXIMUM: dict[str, float] = {
+    "train.threads": 4096,
+    "train.hang_seconds": 1e9,  # 30 years; what waits with it counts in 64 bits of nanoseconds
+}
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides, check it.
@@ -370,6 +375,9 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         value = _value(recipe, key)
         if not value >= minimum:  # also refuses NaN
             problems.append(f"{key}={value} must be at least {minimum}")
+    for key, maximum in _MAXIMUM.items():
+        if _value(recipe, key) > maximum:
+            problems.append(f"{key}={_value(recipe, key)} must be at most {maximum:.0f}")
     if not -1 <= recipe.concepts.min_score <= 1:
         problems.append(f"concepts.min_score={recipe.concepts.min_score} is not between -1 and 1")
     for name in recipe.model.freeze:

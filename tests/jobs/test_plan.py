@@ -43,6 +43,8 @@ def test_a_batch_below_the_gpus_is_raised_unless_it_was_given(capsys: pytest.Cap
     ("settings", "said"),
     [
         (["gpu=v100"], "gpu=v100 is not one of"),
+        (["gpus=9999999999"], "gpus=9999999999 is above 65536"),
+        (["gpus=8", "gpu=h100", "json=jobs"], "json=jobs cannot be written: Is a directory"),
         (["gpus=0"], "gpus=0 is not a whole number"),
         (["nodes=2"], "without nodes=2: say gpus=N gpu=NAME"),
         (["gpus=1"], "no layout of 8b on gpus=1 gpu=a800"),

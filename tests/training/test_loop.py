@@ -262,4 +262,5 @@ def test_two_processes_cannot_train_in_one_folder(make_recipe: MakeRecipe) -> No
     with forked(train, recipe):
         wait_for(lambda: len(read_metrics(recipe.output)) >= 1)
         with pytest.raises(Busy, match="is being written by process"):
-            train(recipe)
+            train(make_recipe(steps=50, checkpoint={"interval": 3, "keep": 1}))
+        assert load_recipe(Path(recipe.output) / "recipe.yaml") == recipe  # of the one that trains

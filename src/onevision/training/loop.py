@@ -38,7 +38,7 @@ from onevision.training.parts import build_model, build_parts
 from onevision.training.precision import allow_tf32
 from onevision.training.profiling import StepProfiler
 from onevision.training.replica import join_replica
-from onevision.training.run import lock_run, open_run
+from onevision.training.run import lock_run, open_run, run_folder
 from onevision.training.stepper import Stepper
 
 
@@ -56,8 +56,9 @@ class StopRequest:
 
 def initialise(recipe: Recipe) -> dict[str, Any]:
     """Write the stage-0 checkpoint of a model initialised from the seed; returns the summary."""
-    run = open_run(recipe, {})
+    run = run_folder(recipe, {})
     with lock_run(run):
+        open_run(recipe, {})
         if (run / "step.json").exists():
             return read_json(run / "step.json")["summary"]
         device = start(Ranks(), recipe.seed)
@@ -103,12 +104,14 @@ def train(
     if problems:
         raise InputError("; ".join(problems))
     inputs = open_inputs(recipe)
-    run = open_run(recipe, inputs.fingerprints)
+    run = run_folder(recipe, inputs.fingerprints)
     first = ranks.rank == 0
     hang_seconds = settings.hang_seconds
     # Torch's own limit is the longer one, so that a rank that hangs ends as one, with its stacks.
     patience_minutes = math.ceil(hang_seconds / 60) + 5 if hang_seconds else 30
     with lock_run(run) if first else nullcontext(), Heartbeat(hang_seconds, on_hang) as heartbeat:
+        if first:
+            open_run(recipe, inputs.fingerprints)
         heartbeat.beat(0, "joining the other ranks")
         set_determinism(settings.deterministic)
         device = start(ranks, recipe.seed, patience_minutes, recipe.parallel)

@@ -74,23 +74,31 @@ def deciding_values(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def open_run(recipe: Recipe, inputs: dict[str, str]) -> Path:
-    """Create or reopen the run folder of a recipe; `inputs` names the fingerprints of what the run reads.
+def run_folder(recipe: Recipe, inputs: dict[str, str]) -> Path:
+    """The run folder of a recipe, which may not be there yet; `inputs` names the fingerprints of what the run reads.
 
     Raises:
         InputError: the folder belongs to a run with other settings or inputs, which are named.
     """
     if not recipe.output:
         raise InputError("output is empty: name the run folder with output=runs/NAME")
-    run = Path(recipe.output)
+    if problem := conflict(recipe, inputs):
+        raise InputError(problem)
+    return Path(recipe.output)
+
+
+def open_run(recipe: Recipe, inputs: dict[str, str]) -> Path:
+    """Create or reopen the run folder of a recipe. To be called by whoever holds its lock (`lock_run`): a start that is
+    refused leaves the recipe of the one that trains there as it is.
+
+    Raises:
+        InputError: as `run_folder`.
+    """
+    run = run_folder(recipe, inputs)
     with storage_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         record = run / "run.json"
-        if record.exists():
-            problem = conflict(recipe, inputs)
-            if problem:
-                raise InputError(problem)
-        else:
+        if not record.exists():
             write_json(record, {"id": secrets.token_hex(8), "values": deciding_values(recipe), "inputs": inputs})
         save_recipe(recipe, run / "recipe.yaml")
     return run
@@ -144,5 +152,7 @@ def _moved(key: str, before: dict[str, str], inputs: dict[str, str]) -> bool:
 
 
 def lock_run(run: Path, patience: float = PATIENCE) -> AbstractContextManager[None]:
-    """Keep two processes from training in one folder: `onevision.locks.sole_writer`."""
+    """Keep two processes from training in one folder, which is made: `onevision.locks.sole_writer`."""
+    with storage_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     return sole_writer(run / ".lock", run, patience)
