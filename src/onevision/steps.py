@@ -48,7 +48,7 @@ def run_step(
         InputError: `folder` holds something else than the output of a step.
         Busy: another process is making it.
     """
-    folder = Path(folder)
+    folder = _place(folder)
     if callable(inputs) and (folder / "step.json").exists():
         inputs = inputs()
     key = "" if callable(inputs) else value_digest([name, inputs])
@@ -96,7 +96,7 @@ def run_parts(
     Raises:
         InputError, Busy: as `run_step`.
     """
-    folder = Path(folder)
+    folder = _place(folder)
     key = value_digest([name, inputs, parts])
     finished = ranks.first(_finished(folder, key) if ranks.rank == 0 else None)
     if finished is not None:
@@ -127,6 +127,13 @@ def run_parts(
 
 
 _KEY = "key.json"
+
+
+def _place(folder: str | Path) -> Path:
+    """The folder itself where it is named by a link, as `data/corpus` on a small disk that leads to a large one: what
+    is made must lie on the large one from the start, and take the place of what is there, not of the link."""
+    folder = Path(folder)
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 def _finished(folder: Path, key: str) -> StepResult | None:
@@ -190,9 +197,7 @@ def forget(folder: str | Path) -> None:
     write_json(Path(folder) / "step.json", _done(Path(folder)) | {"key": ""})
 
 
-def forget_damaged(
-    folder: str | Path, check: Callable[[], object], what: str, report: Callable[[str], None]
-) -> None:
+def forget_damaged(folder: str | Path, check: Callable[[], object], what: str, report: Callable[[str], None]) -> None:
     """Have the step of `folder` run again when `check()`, which opens what it wrote, finds it damaged; `report` gets a
     line that begins with `what`.
     """
