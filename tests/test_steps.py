@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,27 @@ def test_a_step_replaces_its_own_output(tmp_path: Path) -> None:
     assert not run_step("test", folder, {"seed": 2}, build).skipped
     assert sorted(path.name for path in folder.iterdir()) == ["made", "step.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_a_step_writes_where_a_link_leads(tmp_path: Path, parts: int) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "home/out"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to("../disk/out")  # nothing is there yet
+
+    def build(folder: Path, k: int = 0) -> dict[str, Any]:
+        assert folder.parent == disk
+        (folder / f"{k}.txt").write_text("made")
+        return {}
+
+    for version in range(3):
+        if parts:
+            run_parts("step", link, {"version": version}, parts, build, lambda work, known: {})
+        else:
+            run_step("step", link, {"version": version}, build)
+        assert link.is_symlink() and (link / "0.txt").read_text() == "made"
+        assert [path.name for path in disk.iterdir()] == ["out"] and list(link.parent.iterdir()) == [link]
 
 
 def test_a_step_never_replaces_a_persons_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_tokens_and_their_neighbours() -> None:
     ]  # fmt: skip
     assert list(tokens("红色的门。iPhone 15手机")) == [["红", "色", "的", "门"], ["iphone", "15", "手", "机"]]
     assert list(tokens("Ein Cafe\u0301 — schön_er")) == [["ein", "café"], ["schön"], ["er"]]
+    assert list(tokens("हिन्दी भाषा, שָׁלוֹם")) == [["हिन्दी", "भाषा"], [unicodedata.normalize("NFC", "שָׁלוֹם")]]
     assert list(tokens("…!")) == []
     assert list(tokens("red - blue--green 'grey' 红-色")) == [
         ["red"], ["blue"], ["green"], ["grey"], ["红"], ["色"],

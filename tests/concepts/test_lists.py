@@ -30,7 +30,7 @@ def test_thresholds_are_inclusive_and_frequencies_kept(tmp_path: Path) -> None:
         words=write(tmp_path / "words", "tree\t100", "house\t5000", "rare\t99"),
         bigrams=write(tmp_path / "bigrams", "new york\t7\t30", "of the\t9000\t2.5", "hong kong\t12\t31.25"),
         titles=write(tmp_path / "titles", "Eiffel_Tower\t70", "Nobody\t69.9", "Mona Lisa\t812.5"),
-        lists=[write(tmp_path / "mine", "sea urchin", "", "sea slug")],
+        lists=[write(tmp_path / "mine", "\ufeffsea urchin", "", "sea slug")],
     )
     names = collect_names(recipe, 0.0)
     found = list(zip(names.names, names.frequency.tolist(), strict=True))
@@ -67,18 +67,16 @@ def test_lines_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "words",
         "tree\t500", b"caf\xe9\t500", "no number", "bad\tnumber", "minus\t-3", "nan\tnan", "\t500", "x" * 201 + "\t500",
-        "a\x07b\t500", "",
+        "a\x07b\t500", "", "huge\t1e30",
     )  # fmt: skip
     names = collect_names(ConceptRecipe(words=path), 1.0)
     assert names.names == ["tree"]
-    assert names.rejects == {
-        path: {"control_character": 1, "no_count": 4, "no_name": 1, "not_utf8": 1, "too_long": 1}
-    }
+    assert names.rejects == {path: {"control_character": 1, "no_count": 5, "no_name": 1, "not_utf8": 1, "too_long": 1}}
     with pytest.raises(DataError) as caught:
         collect_names(ConceptRecipe(words=path), 0.5)
     assert str(caught.value) == (
-        f"{path}: 8 of 9 lines (88.9%) cannot be used, more than data.reject_threshold=0.5 allows "
-        "(control_character: 1, no_count: 4, no_name: 1, not_utf8: 1, too_long: 1; line 2 is not_utf8)"
+        f"{path}: 9 of 10 lines (90.0%) cannot be used, more than data.reject_threshold=0.5 allows "
+        "(control_character: 1, no_count: 5, no_name: 1, not_utf8: 1, too_long: 1; line 2 is not_utf8)"
     )
 
 

@@ -26,6 +26,7 @@ NAMES = [
     "台湾",
     "sea-lion",
     "Caf\u00e9",
+    "\u304c\u304f",
 ]
 
 
@@ -46,6 +47,7 @@ NAMES = [
         ("苹 果", ["苹果"]),
         ("sea sea sea", ["sea"]),
         ("CAFE\u0301", ["Caf\u00e9"]),
+        ("\u304b\u3099\u304f", ["\u304c\u304f"]),  # kana with its voicing mark apart, as macOS writes it
         ("", []),
         (" \n", []),
     ],

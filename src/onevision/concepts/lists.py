@@ -1,13 +1,13 @@
 """Concept names from text files: words, bigrams, titles with their numbers, and a person's own lists.
 
-Files are UTF-8, one name a line, its numbers after tabs; empty lines are passed over. A line that cannot be used is
-counted by its reason:
+Files are UTF-8, with a byte order mark or without, one name a line, its numbers after tabs; empty lines do not count.
+A line that cannot be used is counted by its reason:
 
     not_utf8           its bytes are no UTF-8
     control_character  it holds one, besides the tabs between fields
     too_long           the name has more than 200 bytes
     no_name            there is a number only
-    no_count           the number is missing or is none
+    no_count           the number is missing, is none, or is 2**53 or more
     not_two_words      a bigram without a PMI, of which the words are not clear
     no_word_count      a bigram without a PMI, of whose words one is in no list of words
 """
@@ -72,7 +72,7 @@ def read_names(path: Path, ledger: Ledger) -> Iterator[tuple[int, str, list[str]
                     continue
                 ledger.lines += 1
                 try:
-                    first, *fields = line.decode().rstrip("\r\n").split("\t")
+                    first, *fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
                 except UnicodeDecodeError:
                     ledger.reject("not_utf8", number)
                     continue
@@ -129,7 +129,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < 2**53 else None  # beyond that a double does not count; NaN is not less
 
 
 def _fault(name: str) -> str:

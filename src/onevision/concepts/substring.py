@@ -15,6 +15,7 @@ of a word is turned into another: the plural counts only where the vocabulary ha
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +48,8 @@ class NameFinder:
 
 def spaced(text: str) -> str:
     """A text as it is compared: see above."""
-    return f" {normalised(_WORDS.sub(_apart, text.lower()))} "
+    composed = unicodedata.normalize("NFC", text)  # a mark that follows its character is parted from it by blanks
+    return f" {normalised(_WORDS.sub(_apart, composed.lower()))} "
 
 
 def _apart(match: re.Match[str]) -> str:

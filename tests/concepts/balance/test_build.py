@@ -176,6 +176,14 @@ def test_both_folders_may_be_moved_together(made: Recipe, tmp_path: Path) -> Non
     assert CorpusReader(tmp_path / "there/balanced", str(tmp_path / "gone")).record(0) == records[0]
 
 
+def test_a_selection_behind_a_link_finds_its_shards(made: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "large/disk").mkdir(parents=True)
+    (tmp_path / "balanced").symlink_to("large/disk/balanced")
+    balance(made, tmp_path / "balanced", samples=9)
+    assert (tmp_path / "balanced").is_symlink()
+    assert CorpusReader(tmp_path / "balanced").record(8) == CorpusReader(tmp_path / "large/disk/balanced").record(8)
+
+
 def test_a_selection_of_a_selection_reads_the_first_shards(made: Recipe, tmp_path: Path) -> None:
     balance(made, tmp_path / "first", samples=12)
     corpus = CorpusIndex.open(tmp_path / "first")

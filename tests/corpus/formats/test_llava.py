@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,30 @@ def test_a_broken_array_keeps_what_came_before(tmp_path: Path, most: int) -> Non
     path.write_bytes(data[:place] + b'"row-\xff3"' + data[place + 8 :])  # costs the record in which it is
     found = read(recipe(tmp_path, shard_samples=most))
     assert [item.reason for item in found if isinstance(item, Rejected)] == ["not_utf8"] and len(found) == 20
+
+
+@pytest.mark.parametrize("most", [1, 6, 100])
+def test_what_comes_after_an_array_is_not_lost_without_a_word(tmp_path: Path, most: int) -> None:
+    write_llava(tmp_path)
+    path = tmp_path / "set.json"
+    whole, data = read(recipe(tmp_path)), path.read_bytes()
+    path.write_bytes(data + b" \n")
+    assert read(recipe(tmp_path, shard_samples=most)) == whole
+    path.write_bytes(data + b"\n" + data)  # cat a.json b.json
+    *kept, last = read(recipe(tmp_path, shard_samples=most))
+    assert kept == whole and isinstance(last, Rejected)
+    assert (last.id, last.reason) == ("set/21", "bad_json")
+    assert f"the array ends at byte {len(data) - 1}; what comes after it is lost" in last.detail
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, lines: bool) -> None:
+    write_llava(tmp_path, lines)
+    (path,) = tmp_path.glob("set.*")
+    whole, data = read(recipe(tmp_path)), path.read_bytes()
+    path.write_bytes(codecs.BOM_UTF8 + data)
+    for most in (1, 6, 100):
+        assert read(recipe(tmp_path, shard_samples=most)) == whole
 
 
 def test_rows_that_cannot_be_used(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_a_part_of_the_layout_keeps_source_and_language(tmp_path: Path) -> None:
         assert {(record.source, record.language) for record in records} == {("coyo", "zh")}  # type: ignore[union-attr]
 
 
+def test_linked_files_count_by_their_own_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    link = tmp_path / "snapshots/9f/laion/CN/0.parquet"  # as Hugging Face's cache has them
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "coyo/EN/part00/0000.parquet")
+    for source in (tmp_path / "snapshots", link.parent, link):
+        records = read(recipe(source))
+        assert {(record.source, record.language) for record in records} == {("laion", "zh")}  # type: ignore[union-attr]
+    link.with_name("1.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"1\.parquet cannot be read: No such file"):
+        list_units(recipe(tmp_path / "snapshots"))
+
+
 @pytest.mark.parametrize(
     "columns,options",
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,33 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     (elsewhere / "deep/back").symlink_to(elsewhere)
     assert [unit.file for unit in list_units(recipe(source)).units] == ["a.tar", "more/deep/b.tar"]
     assert len(read(recipe(source))) == 2
+
+
+def test_linked_files_count_by_their_own_names(tmp_path: Path) -> None:
+    blob, link = tmp_path / "blobs/0a1b", tmp_path / "snapshots/9f/coyo/0.tar"  # as Hugging Face's cache has them
+    write_tar(blob, [(f"0.{name}", content) for name, content in sample(0)])
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    for source in (tmp_path / "snapshots", link.parent, link):
+        (record,) = read(recipe(source))
+        assert isinstance(record, Record) and record.source == "coyo"
+    link.with_name("1.tar").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"1\.tar cannot be read: No such file"):
+        list_units(recipe(tmp_path / "snapshots"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (_, image), (_, text) = sample(0)
+    fields = json.dumps({"caption": text.decode()}).encode()
+    members = [
+        ("0.jpg", image),
+        ("0.txt", codecs.BOM_UTF8 + text),
+        ("1.jpg", image),
+        ("1.json", codecs.BOM_UTF8 + fields),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    records = read(recipe(tmp_path))
+    assert [texts(record)[1] for record in records] == [("assistant", text.decode())] * 2
 
 
 def test_a_cut_tar_keeps_what_came_before(tmp_path: Path) -> None:

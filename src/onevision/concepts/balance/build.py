@@ -63,7 +63,7 @@ def build_balance(
     _check(corpus, index, concepts)
     settings = _settings(concepts)
     quotas = parse_quotas(settings["quotas"], corpus.languages, corpus.sources)
-    shard_folder = os.path.relpath(corpus.shard_path.resolve(), output.parent.resolve() / output.name)
+    shard_folder = os.path.relpath(corpus.shard_path.resolve(), output.resolve())
     inputs = {
         "corpus": corpus.fingerprint,
         "concepts": index.fingerprint,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from onevision.corpus.formats.conversation import TURNS, caption_record, conversation_record
 from onevision.corpus.formats.textfile import open_text
-from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, file_size, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import value_digest
@@ -56,7 +56,8 @@ def list_units(data: DataRecipe) -> Listing:
     The digest is of the files' names, bytes and row groups (rows, bytes and places of the columns).
 
     Raises:
-        InputError: there are no Parquet files, or the first that can be read lacks the columns.
+        InputError: there are no Parquet files, the first that can be read lacks the columns, or one is a link that
+            leads nowhere.
     """
     source = Path(data.source)
     files = files_below(source, ".parquet")
@@ -72,7 +73,7 @@ def list_units(data: DataRecipe) -> Listing:
             _columns(pq.read_schema(path), data, path)
             checked = True
         units += _units(name, [rows for rows, _ in groups], data.shard_samples) if groups else [Unit(name)]
-    states = [[name, path.stat().st_size, groups] for name, path, groups in zip(names, files, footers, strict=True)]
+    states = [[name, file_size(path), groups] for name, path, groups in zip(names, files, footers, strict=True)]
     return Listing(tuple(units), value_digest(states))
 
 
@@ -84,7 +85,7 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     """
     path = _folder(data) / unit.file
     open_text(path).close()
-    stem, place = unit.file.removesuffix(".parquet"), _place(unit.file, path)
+    stem, place = unit.file.removesuffix(".parquet"), _place(unit.file, _folder(data).resolve())
     try:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
@@ -195,9 +196,10 @@ def _folder(data: DataRecipe) -> Path:
     return source.parent if source.is_file() else source
 
 
-def _place(name: str, path: Path) -> _Place:
-    """Source and language of a file of this name in the source, whose whole path also names the folders above it."""
-    folders = path.resolve().parts[:-1]
+def _place(name: str, folder: Path) -> _Place:
+    """Source and language of a file of this name in the source, which is `folder`; the folders above it count too. A
+    link in the source counts by its own name: in Hugging Face's cache every file is one to a name that says nothing."""
+    folders = (folder / name).parts[:-1]
     known = [k for k, folder in enumerate(folders) if folder in LANGUAGES]
     if known:
         return _Place(folders[known[-1] - 1], LANGUAGES[folders[known[-1]]])

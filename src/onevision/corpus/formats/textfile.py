@@ -1,4 +1,7 @@
-"""Text files of JSON values, one a line or all in one array, read from any byte on."""
+"""Text files of JSON values, one a line or all in one array, read from any byte on.
+
+A byte order mark, which some programs on Windows put before a text, is no part of it.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +73,19 @@ def read_array(path: Path, first: int = 1, begin: int = 0, end: int | None = Non
         file.seek(begin)
         text, place, number = _Text(file), begin, first
         if not begin:
+            place += len(codecs.BOM_UTF8) * text.skip("\ufeff", most=1)
             place += text.skip(_BETWEEN)
             place += text.skip("[", most=1)
         while True:
             place += text.skip(_BETWEEN)
-            if (end is not None and place >= end) or text.rest(1) == "]":
+            if end is not None and place >= end:
+                return
+            if text.rest(1) == "]":
+                text.skip("]", most=1)
+                text.skip(_BETWEEN)
+                if text.rest(1):
+                    why = f"the array ends at byte {place}; what comes after it is lost"
+                    yield Row(number, place, max(place + 1, path.stat().st_size), Reject("bad_json", why))
                 return
             try:
                 value, size = text.decode(decoder)
@@ -97,7 +108,7 @@ def is_array(path: Path) -> bool:
     if path.suffix == ".jsonl":
         return False
     with open_text(path) as file:
-        return file.read(4096).lstrip()[:1] == b"["
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def cut(file: str, rows: Iterator[Row], rows_a_unit: int, seen: Callable[[Row], None]) -> list[Unit]:
@@ -118,7 +129,7 @@ def cut(file: str, rows: Iterator[Row], rows_a_unit: int, seen: Callable[[Row], 
 
 def _value(line: bytes) -> Any:
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Reject("not_utf8", f"byte {error.start}: {error.reason}")
     except (ValueError, RecursionError) as error:

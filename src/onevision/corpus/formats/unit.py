@@ -68,6 +68,18 @@ def files_below(source: Path, *suffixes: str) -> list[Path]:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file of the source.
+
+    Raises:
+        InputError: it is gone, or a link that leads nowhere.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _below(folder: Path, suffixes: tuple[str, ...], above: tuple[Path, ...]) -> Iterator[Path]:
     here = folder.resolve()
     if here in above:

@@ -21,7 +21,7 @@ from typing import Any
 
 from onevision.corpus.formats.conversation import caption_record, conversation_record, turns_of
 from onevision.corpus.formats.textfile import open_text
-from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
+from onevision.corpus.formats.unit import Listing, Rejected, Unit, file_size, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
 from onevision.fingerprint import value_digest
@@ -35,14 +35,14 @@ def list_units(data: DataRecipe) -> Listing:
     """A unit a tar file; the digest is of the files' names and bytes.
 
     Raises:
-        InputError: there are no tar files.
+        InputError: there are no tar files, or one is a link that leads nowhere.
     """
     source = Path(data.source)
     files = files_below(source, ".tar")
     if not files:
         raise InputError(f"{source} holds no *.tar: data.source must name a folder of WebDataset shards")
     names = [path.relative_to(_folder(data)).as_posix() for path in files]
-    states = [[name, path.stat().st_size] for name, path in zip(names, files, strict=True)]
+    states = [[name, file_size(path)] for name, path in zip(names, files, strict=True)]
     return Listing(tuple(Unit(name) for name in names), value_digest(states))
 
 
@@ -54,7 +54,7 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     """
     path = _folder(data) / unit.file
     stem = unit.file.removesuffix(".tar")
-    source = path.resolve().parent.name
+    source = (_folder(data).resolve() / unit.file).parent.name  # a file may be a link: its name here counts
     open_text(path).close()
     held: dict[str, bytes] = {}
     held_key = ""
@@ -156,7 +156,7 @@ def _fields(files: dict[str, bytes]) -> dict[str, Any]:
     if "json" not in files:
         return {}
     try:
-        fields = json.loads(files["json"].decode())
+        fields = json.loads(files["json"].decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise Reject("not_utf8", f"json, byte {error.start}: {error.reason}") from None
     except (ValueError, RecursionError) as error:
@@ -170,7 +170,7 @@ def _caption(files: dict[str, bytes], fields: dict[str, Any]) -> Any:
     if "txt" not in files:
         return next((fields[key] for key in CAPTIONS if key in fields), None)
     try:
-        return files["txt"].decode()
+        return files["txt"].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Reject("not_utf8", f"txt, byte {error.start}: {error.reason}") from None
 
