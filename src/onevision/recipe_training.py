@@ -93,7 +93,7 @@ class PerformanceRecipe:
     overlap_grad_reduce: bool = False  # gradients are summed during the backward pass, bucket by bucket
     overlap_param_gather: bool = False  # new weights are gathered during the next forward pass, bucket by bucket
     bucket_size: int = 0  # parameters a bucket; 0: Megatron's choice, 40 million, or 1 million a rank if that is more
-    # On a GPU with model.backend=torch: all of language but attention is started as graphs of kernels, two a layer and
+    # On a GPU with model.backend=torch: all of language but attention is started as graphs of kernels, one a layer and
     # direction. Saves the host's time where a GPU waits for Python (small models, slow cores); costs memory:
     # activations of language stay where they are between steps, and a copy of each attention's output.
     cuda_graphs: bool = False
@@ -195,30 +195,26 @@ def performance_problems(
 
 
 def _graph_problems(model: ModelRecipe, parallel: ParallelRecipe, performance: PerformanceRecipe) -> list[str]:
-    again = model.recompute == "full" or (model.recompute == "selective" and "mlp" in model.recompute_modules)
-    found = {
-        f"parallel.tensor={parallel.tensor}": (parallel.tensor > 1, "ranks talk inside a layer", "parallel.tensor=1"),
-        f"parallel.pipeline={parallel.pipeline}": (
-            *(parallel.pipeline > 1, "a graph has the activations of one micro-batch"),
-            "parallel.pipeline=1",
-        ),
-        "performance.overlap_param_gather=true": (
-            *(performance.overlap_param_gather, "a graph needs all weights of its layers when it starts"),
-            "performance.overlap_param_gather=false",
-        ),
-        f"model.recompute={model.recompute}": (
-            *(again, "Megatron recomputes layers and MLPs in a way that no graph can record"),
-            "model.recompute=none, or selective with model.recompute_modules=[activation]",
-        ),
-        f"model.backend={model.backend}": (
-            *(model.backend == "transformer_engine", "Transformer Engine's layers are not cut at attention"),
-            "model.backend=torch",
-        ),
-    }
+    """Of `performance.cuda_graphs`, where it is true."""
+    found = []
+    if parallel.tensor > 1:
+        found.append((f"parallel.tensor={parallel.tensor}: ranks talk inside a layer", "parallel.tensor=1"))
+    if parallel.pipeline > 1:
+        reason = "a graph has the activations of one micro-batch"
+        found.append((f"parallel.pipeline={parallel.pipeline}: {reason}", "parallel.pipeline=1"))
+    if performance.overlap_param_gather:
+        key, reason = "performance.overlap_param_gather", "a graph needs all weights of its layers when it starts"
+        found.append((f"{key}=true: {reason}", f"{key}=false"))
+    if model.recompute == "full" or (model.recompute == "selective" and "mlp" in model.recompute_modules):
+        reason = "Megatron recomputes layers and MLPs in a way that no graph can record"
+        remedy = "model.recompute=none, or selective with model.recompute_modules=[activation]"
+        found.append((f"model.recompute={model.recompute}: {reason}", remedy))
+    if model.backend == "transformer_engine":
+        reason = "its layers are not cut at attention"
+        found.append((f"model.backend={model.backend}: {reason}", "model.backend=torch"))
     return [
-        f"performance.cuda_graphs=true and {key}: {reason}: use {remedy}, or performance.cuda_graphs=false"
-        for key, (excluded, reason, remedy) in found.items()
-        if excluded
+        f"performance.cuda_graphs=true and {what}: use {remedy}, or performance.cuda_graphs=false"
+        for what, remedy in found
     ]
 
 
