@@ -3,6 +3,7 @@ that are those of training, images byte for byte."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onevision.corpus.build import build_corpus
-from onevision.corpus.formats import list_units
+from onevision.corpus.formats import images, list_units
 from onevision.corpus.reader import CorpusReader
 from onevision.corpus.record import Record
 from onevision.data.decode import image_patches
@@ -21,6 +22,7 @@ from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.demo.source import CATEGORIES, build_source
 from onevision.demo.tokenizer import build_tokenizer
+from onevision.errors import DataError
 from onevision.packing.build import build_packs
 from onevision.recipe import DataRecipe
 from onevision.training.inputs import open_sources
@@ -157,6 +159,19 @@ def test_a_killed_import_goes_on_and_ends_the_same(data: DataRecipe, tmp_path: P
     assert not list(resumed.folder.glob(".*"))
 
 
+@pytest.mark.parametrize("data", ["records", "llava-json"], indirect=True)
+def test_image_files_are_asked_for_by_threads_where_answers_take_long(
+    data: DataRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = list_units(data).digest
+    for name, value in {"SLOW": 0.0, "CHUNK": 2, "THREADS": 3}.items():
+        monkeypatch.setattr(images, name, value)
+    assert list_units(data).digest == plain
+    largest = max(Path(data.source).rglob("*.[jp][pn]g"), key=lambda path: path.stat().st_size)
+    largest.rename(largest.with_suffix(".gone"))
+    assert list_units(data).digest != plain
+
+
 @every_format
 def test_an_unchanged_source_is_not_read_again(data: DataRecipe) -> None:
     build_corpus(data, data.corpus)
@@ -166,6 +181,19 @@ def test_an_unchanged_source_is_not_read_again(data: DataRecipe) -> None:
     with largest.open("ab") as file:
         file.write(b"\n")
     assert not build_corpus(replace(data, reject_threshold=1.0), data.corpus).skipped
+
+
+@pytest.mark.parametrize("data", ["webdataset", "parquet", "llava-json"], indirect=True)
+def test_a_file_that_breaks_off_is_more_than_one_record(data: DataRecipe) -> None:
+    sources = [path for path in Path(data.source).rglob("*") if path.suffix in (".tar", ".parquet", ".json", ".jsonl")]
+    path = max((path for path in sources if path.suffix != ".jsonl"), key=lambda path: path.stat().st_size)
+    os.truncate(path, path.stat().st_size * 9 // 10 // 512 * 512)
+    files = len(sources)
+    share = rf"1 of {files} files cannot be read to the end \({1 / files:.1%}, .*; 1 of \d\d records rejected: 1 \w+_un"
+    with pytest.raises(DataError, match=share):
+        build_corpus(replace(data, reject_threshold=0.99 / files), data.corpus)
+    assert pq.read_table(f"{data.corpus}.rejects.parquet").num_rows == 1
+    assert build_corpus(replace(data, reject_threshold=1 / files), data.corpus).summary["rejected"] == 1
 
 
 @pytest.mark.parametrize("data", ["webdataset", "parquet"], indirect=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from onevision.corpus.filters import filtered
 from onevision.corpus.formats import Rejected, list_units, read_unit
+from onevision.corpus.formats.unit import CUT
 from onevision.corpus.index import FORMAT_VERSION, CorpusIndex
 from onevision.corpus.join import LEDGER, join_parts
 from onevision.corpus.part import build_part
@@ -42,7 +43,8 @@ def build_corpus(
 
     Raises:
         InputError: the source or the tokenizer is missing.
-        DataError: more records than `data.reject_threshold` allows were rejected, or none is left.
+        DataError: more records than `data.reject_threshold` allows were rejected, or more files could not be read to
+            their end, or no record is left.
         StorageError: the disk is full.
     """
     output = Path(output)
@@ -68,6 +70,7 @@ def build_corpus(
     }
     if ranks.rank == 0:
         forget_damaged(output, partial(CorpusIndex.open, output), "the corpus is built again", report)
+    files = len({unit.file for unit in listing.units})
     watch = _Watch(len(listing.units), ranks)
 
     def build(folder: Path, k: int) -> dict[str, Any]:
@@ -76,13 +79,13 @@ def build_corpus(
 
     def finish(folder: Path, known: list[dict[str, Any]]) -> dict[str, Any]:
         summary = join_parts(folder, known, lengths)
-        _check_share(data, summary, folder / LEDGER, _kept_ledger(output))
+        _check_shares(data, files, summary, folder / LEDGER, _kept_ledger(output))
         return summary
 
     result = run_parts("corpus", output, inputs, len(listing.units), build, finish, ranks)
     watch.end()
     if ranks.rank == 0:
-        _check_share(data, result.summary, output / LEDGER, _kept_ledger(output))
+        _check_shares(data, files, result.summary, output / LEDGER, _kept_ledger(output))
         _kept_ledger(output).unlink(missing_ok=True)
         report(_line(output, result))
     return result
@@ -128,18 +131,25 @@ def _kept_ledger(output: Path) -> Path:
     return output.with_name(f"{output.name}.{LEDGER}")
 
 
-def _check_share(data: DataRecipe, summary: dict[str, Any], ledger: Path, kept: Path) -> None:
+def _check_shares(data: DataRecipe, files: int, summary: dict[str, Any], ledger: Path, kept: Path) -> None:
+    """Hold the rejected records to the threshold; and the files that could not be read to their end, of which nobody
+    knows how many records are lost."""
     samples, rejected, by_reason = summary["samples"], summary["rejected"], summary["rejects_by_reason"]
-    total = samples + rejected
-    if samples and rejected <= data.reject_threshold * total:
-        return
+    total, threshold = samples + rejected, data.reject_threshold
+    cut = sum(by_reason.get(reason, 0) for reason in CUT)
     if not total:  # units without rows
         raise DataError(f"{data.source} holds no records")
+    if not samples or rejected > threshold * total:
+        found = f"{rejected} of {total} records rejected ({rejected / total:.1%}, data.reject_threshold={threshold})"
+    elif cut > threshold * files:
+        found = (
+            f"{cut} of {files} files cannot be read to the end ({cut / files:.1%}, data.reject_threshold={threshold}); "
+            f"copy them again; {rejected} of {total} records rejected"
+        )
+    else:
+        return
     shutil.copyfile(ledger, kept)
-    raise DataError(
-        f"{data.source}: {rejected} of {total} records rejected ({rejected / total:.1%}, data.reject_threshold="
-        f"{data.reject_threshold}){_reasons(by_reason, ': ')}; each one is listed in {kept}"
-    )
+    raise DataError(f"{data.source}: {found}{_reasons(by_reason, ': ')}; each one is listed in {kept}")
 
 
 def _reasons(by_reason: dict[str, int], before: str) -> str:

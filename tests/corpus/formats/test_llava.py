@@ -78,7 +78,7 @@ def test_a_broken_array_keeps_what_came_before(tmp_path: Path, most: int) -> Non
         path.write_bytes(broken)
         *kept, last = read(recipe(tmp_path, shard_samples=most))
         assert kept == whole[: 20 if broken == data[:-1] else 13]
-        assert isinstance(last, Rejected) and last.reason == "bad_json" and last.id == f"set/{len(kept) + 1}"
+        assert isinstance(last, Rejected) and last.reason == "array_unreadable" and last.id == f"set/{len(kept) + 1}"
     path.write_bytes(data[:place] + b'"row-\xff3"' + data[place + 8 :])  # costs the record in which it is
     found = read(recipe(tmp_path, shard_samples=most))
     assert [item.reason for item in found if isinstance(item, Rejected)] == ["not_utf8"] and len(found) == 20
@@ -94,7 +94,7 @@ def test_what_comes_after_an_array_is_not_lost_without_a_word(tmp_path: Path, mo
     path.write_bytes(data + b"\n" + data)  # cat a.json b.json
     *kept, last = read(recipe(tmp_path, shard_samples=most))
     assert kept == whole and isinstance(last, Rejected)
-    assert (last.id, last.reason) == ("set/21", "bad_json")
+    assert (last.id, last.reason) == ("set/21", "array_unreadable")
     assert f"the array ends at byte {len(data) - 1}; what comes after it is lost" in last.detail
 
 

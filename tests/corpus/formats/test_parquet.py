@@ -135,7 +135,7 @@ def test_a_cut_file_is_one_reject_and_the_others_are_read(tmp_path: Path) -> Non
     found = read(recipe(tmp_path))
     rejected = [item for item in found if isinstance(item, Rejected)]
     assert len(found) == 23 and [(item.id, item.reason) for item in rejected] == [
-        ("coyo/EN/part01/0000", "parquet_unreadable")
+        ("coyo/EN/part01/0000", "file_unreadable")
     ]
 
 

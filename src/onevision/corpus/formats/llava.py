@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from onevision.corpus.formats.conversation import conversation_record, turns_of
-from onevision.corpus.formats.images import check_names, image_states, read_image
+from onevision.corpus.formats.images import ImageStates, check_names, read_image
 from onevision.corpus.formats.textfile import Row, cut, is_array, read_array, read_lines
 from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
@@ -34,18 +34,19 @@ def list_units(data: DataRecipe) -> Listing:
     files = files_below(source, ".json", ".jsonl")
     if not files:
         raise InputError(f"{source} holds no *.json or *.jsonl: data.source must name LLaVA JSON or a folder of it")
-    root = _image_root(data)
     state = xxhash.xxh3_128()
-
-    def seen(row: Row) -> None:
-        state.update(image_states(root, lambda: _image_names(row.value)))
-
     units = []
-    for path in files:
-        name = path.relative_to(_folder(data)).as_posix()
-        rows = (read_array if is_array(path) else read_lines)(path)
-        state.update(f"{name} {file_digest(path)}\n".encode())
-        units += cut(name, rows, data.shard_samples, seen)
+    with ImageStates(_image_root(data), state.update) as images:
+
+        def seen(row: Row) -> None:
+            images.add(lambda: _image_names(row.value))
+
+        for path in files:
+            name = path.relative_to(_folder(data)).as_posix()
+            rows = (read_array if is_array(path) else read_lines)(path)
+            state.update(f"{name} {file_digest(path)}\n".encode())
+            units += cut(name, rows, data.shard_samples, seen)
+            images.flush()
     return Listing(tuple(units), state.hexdigest())
 
 

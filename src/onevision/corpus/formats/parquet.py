@@ -89,7 +89,7 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     try:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
-        yield Rejected(stem, "parquet_unreadable", _line(error))
+        yield Rejected(stem, "file_unreadable", _line(error))
         return
     with file:
         columns = _columns(file.schema_arrow, data, path)

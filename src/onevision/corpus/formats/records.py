@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from onevision.corpus.formats.images import check_names, image_states, read_image
+from onevision.corpus.formats.images import ImageStates, check_names, read_image
 from onevision.corpus.formats.textfile import Row, cut, open_text, read_lines
 from onevision.corpus.formats.unit import Listing, Rejected, Unit
 from onevision.corpus.record import Record, Reject, parse_record
@@ -34,10 +34,12 @@ def list_units(data: DataRecipe) -> Listing:
     path = _manifest(root)
     state = xxhash.xxh3_128(file_digest(path).encode())
 
-    def seen(row: Row) -> None:
-        state.update(image_states(root, lambda: _image_names(row.value)))
+    with ImageStates(root, state.update) as images:
 
-    units = cut(RECORDS, read_lines(path), data.shard_samples, seen)
+        def seen(row: Row) -> None:
+            images.add(lambda: _image_names(row.value))
+
+        units = cut(RECORDS, read_lines(path), data.shard_samples, seen)
     return Listing(tuple(units), state.hexdigest())
 
 

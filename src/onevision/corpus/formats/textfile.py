@@ -85,14 +85,14 @@ def read_array(path: Path, first: int = 1, begin: int = 0, end: int | None = Non
                 text.skip(_BETWEEN)
                 if text.rest(1):
                     why = f"the array ends at byte {place}; what comes after it is lost"
-                    yield Row(number, place, max(place + 1, path.stat().st_size), Reject("bad_json", why))
+                    yield Row(number, place, max(place + 1, path.stat().st_size), Reject("array_unreadable", why))
                 return
             try:
                 value, size = text.decode(decoder)
             except (ValueError, RecursionError) as error:
                 why = f"{error}; what comes after byte {place} is lost" if text.rest(1) else "the array has no end"
                 size = max(1, path.stat().st_size - place)
-                yield Row(number, place, place + size, Reject("bad_json", why))
+                yield Row(number, place, place + size, Reject("array_unreadable", why))
                 return
             yield Row(number, place, place + size, value)
             place += size

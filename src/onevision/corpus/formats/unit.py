@@ -10,6 +10,7 @@ from pathlib import Path
 from onevision.errors import InputError
 
 MAX_DETAIL = 300  # characters of what is said of a rejected record
+CUT = frozenset(("tar_unreadable", "file_unreadable", "array_unreadable"))  # reasons: nobody knows how many are lost
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Listing:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that cannot be used: its id (or place), the reason in snake_case that is counted, and what was found."""
+    """A record that cannot be used: its id (or place), the reason in snake_case that is counted, and what was found.
+
+    With a reason of `CUT` it stands for all records of its file from there on.
+    """
 
     id: str
     reason: str
