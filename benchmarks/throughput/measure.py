@@ -21,7 +21,7 @@ from benchmarks.throughput.common import out_of_memory, spread
 from benchmarks.throughput.kernels import Kernel, read_kernels, summary
 from benchmarks.throughput.packs import STAGES, TEXT, Statistics, synthetic_batch
 from onevision.data.batch import PackedBatch
-from onevision.data.loader import PackLoader
+from onevision.data.loader import PackLoader, StepBatches
 from onevision.data.sources import entries_of
 from onevision.errors import InputError
 from onevision.model.backend import machine_problems
@@ -107,10 +107,11 @@ def measure_training(recipe: Recipe, ranks: Ranks, settings: Settings) -> dict[s
         def step() -> tuple[StepTotals, float, float]:
             timeline.begin()
             start_of_step = time.perf_counter()
-            batches = [batch.to(device) for batch in next(source)]
+            batches = next(source)
             waited = time.perf_counter() - start_of_step
             losses = stepper.compute(batches)
-            totals = reduce_totals(losses, batches, 0, categories)
+            waited += batches.seconds
+            totals = reduce_totals(losses, batches.facts, 0, categories)
             norm = stepper.gradient_norm()
             stepper.update(norm)
             timeline.mark("other")
@@ -229,7 +230,7 @@ def _layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     }
 
 
-def _batches(recipe: Recipe, settings: Settings, device: torch.device) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _batches(recipe: Recipe, settings: Settings, device: torch.device) -> tuple[Iterator[StepBatches], str, int]:
     if settings.data == "recipe" or (settings.data == "auto" and not settings.text_only and has_packs(recipe)):
         return _own_batches(recipe, device)
     known: Statistics = TEXT if settings.text_only else STAGES[recipe.stage]
@@ -250,7 +251,14 @@ def _batches(recipe: Recipe, settings: Settings, device: torch.device) -> tuple[
     if torch.cuda.is_available():
         distinct = [_pinned(batch) for batch in distinct]
     endless = itertools.cycle(distinct)
-    return iter(lambda: [next(endless) for _ in range(count)], []), f"synthetic ({known.source})", 1
+
+    def steps() -> Iterator[StepBatches]:
+        while True:
+            batches = StepBatches(iter([next(endless).to(device) for _ in range(count)]), count)
+            batches.hold()  # stages of a pipeline
+            yield batches
+
+    return steps(), f"synthetic ({known.source})", 1
 
 
 def has_packs(recipe: Recipe) -> bool:
@@ -259,7 +267,7 @@ def has_packs(recipe: Recipe) -> bool:
     return all(Path(path).exists() for name, path in paths.items() if name != "train.init_from")
 
 
-def _own_batches(recipe: Recipe, device: torch.device) -> tuple[Iterator[list[PackedBatch]], str, int]:
+def _own_batches(recipe: Recipe, device: torch.device) -> tuple[Iterator[StepBatches], str, int]:
     inputs = open_inputs(replace(recipe, train=replace(recipe.train, init_from="")))
     loader = PackLoader(
         inputs.sources,

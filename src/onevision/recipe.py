@@ -79,7 +79,7 @@ class DataRecipe:
     pack_part_samples: int = 1_000_000  # samples that are packed together; ranks share the parts
     single_file: bool = False  # packs.h5 holds its columns itself; several ranks need an h5py built with MPI for it
     workers: int = 1  # threads that decode ahead of the training step; 0 decodes in the step itself
-    # Packs that a rank decodes ahead, rounded up to whole steps. At 8,192 tokens up to 77 MB each of the host's memory,
+    # Packs that a rank decodes ahead of those it computes. At 8,192 tokens up to 77 MB each of the host's memory,
     # or on a GPU of its memory; with resize=device 39 MB of the GPU's.
     prefetch_packs: int = 16
 

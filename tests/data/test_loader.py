@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from onevision.data.batch import PackedBatch
 from onevision.data.decode import image_patches
 from onevision.data.image import image_size, patch_grid
 from onevision.data.loader import PackLoader
+from onevision.data.staging import Staged
 from onevision.data.template import encode
 from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
@@ -129,7 +131,7 @@ def test_workers_and_first_step_change_nothing(data: DataRecipe, workers: int) -
     random_state = torch.get_rng_state()
     for first, last in ((0, 9), (5, 9), (8, 9), (9, 9)):
         steps = list(range(first, last))
-        batches = list(loader.iterate(first, last))
+        batches = [list(step) for step in loader.iterate(first, last)]
         assert len(batches) == len(steps)
         for step, found in zip(steps, batches, strict=True):
             assert_same(found, inline.batches(step))
@@ -139,7 +141,7 @@ def test_workers_and_first_step_change_nothing(data: DataRecipe, workers: int) -
 def test_iterating_without_workers_is_the_same_function(data: DataRecipe) -> None:
     loader = loader_of(data)
     for step, batches in enumerate(loader.iterate(2, 6), start=2):
-        assert_same(batches, loader_of(data).batches(step))
+        assert_same(list(batches), loader_of(data).batches(step))
 
 
 def test_ranks_share_a_step_between_them(data: DataRecipe) -> None:
@@ -378,13 +380,54 @@ def test_an_interrupt_leaves_no_thread(data: DataRecipe) -> None:
 
 def test_what_is_decoded_ahead_is_bounded(data: DataRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = loader_of(replace(data, workers=2, prefetch_packs=6), global_batch_size=4)
-    asked: list[int] = []
-    plan = loader._micro_batches
+    asked: list[list[tuple[int, int]]] = []
+    make = loader._staged
 
-    def noted(step: int) -> list[list[tuple[int, int]]]:
-        asked.append(step)
-        return plan(step)
+    def noted(packs: list[tuple[int, int]]) -> Staged:
+        asked.append(packs)
+        return make(packs)
 
-    monkeypatch.setattr(loader, "_micro_batches", noted)
-    for step, _ in enumerate(loader.iterate(0, 9)):
-        assert asked == list(range(min(step + 3, 9))), "this step and two ahead, eight packs for six"
+    monkeypatch.setattr(loader, "_staged", noted)
+    taken = 0
+    for step in loader.iterate(0, 9):
+        for _ in step:
+            taken += 1
+            assert len(asked) <= min(taken + 6, 36), "the one in use and six ahead, however many a step has"
+    assert asked and len(asked) == taken == 36
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_gone_when_it_is_let_go_of(data: DataRecipe, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    loader = loader_of(replace(data, workers=workers, prefetch_packs=3), global_batch_size=16)
+    make, most = loader._batch, 0
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def noted(packs: list[tuple[int, int]]) -> PackedBatch:
+        batch = make(packs)
+        made.append(weakref.ref(batch.patches))
+        return batch
+
+    monkeypatch.setattr(loader, "_batch", noted)
+    for step in loader.iterate(0, 2):
+        for number, batch in enumerate(step, start=1):
+            most = max(most, sum(patches() is not None for patches in made))
+            assert len(step.facts) == number and step.facts[-1].sample_ids.tolist() == batch.sample_ids.tolist()
+            del batch
+        assert len(step) == number == 16
+    assert len(made) == 32 and most <= 1 + (3 if workers else 0)
+
+
+def test_what_was_not_taken_is_passed_over_and_what_is_held_stays(data: DataRecipe) -> None:
+    loader, inline = loader_of(data, global_batch_size=3), loader_of(data, global_batch_size=3)
+    for number, step in enumerate(loader.iterate(0, 4)):
+        expected = inline.batches(number)
+        if number == 1:
+            step.hold()
+            ways = [iter(step), iter(step)]  # the parts of a virtual pipeline
+            assert_same([next(ways[k]) for k in (0, 0, 1, 1, 0, 1)], [expected[k] for k in (0, 1, 0, 1, 2, 2)])
+            assert_same(list(step), expected)
+        else:
+            assert_same([next(iter(step))], expected[:1])
+        assert [facts.sample_ids.tolist() for facts in step.facts] == [
+            batch.sample_ids.tolist() for batch in expected[: len(step.facts)]
+        ]

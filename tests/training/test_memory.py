@@ -395,10 +395,23 @@ def test_patches_are_on_the_first_stage_and_tokens_on_all() -> None:
     recipe = published(parallel={"pipeline": 2, "context": 2})  # 16 copies, 4 micro-batches
     stages = stage_parts(recipe, PRESETS["8b"])
     first, last = (
-        stage_estimate(recipe, 64, 20_000, stage, parts).parts["data of the step"] for stage, parts in enumerate(stages)
+        stage_estimate(recipe, 64, 20_000, stage, parts).parts["data, in use and ahead"]
+        for stage, parts in enumerate(stages)
     )
     assert last == 4 * 48 * 8192
-    assert first == last + 4 * 4 * 588 * 20_000
+    assert first == (4 + 16) * (48 * 8192 + 4 * 588 * 20_000)
+
+
+def test_a_step_of_many_batches_needs_no_more_than_one_of_few() -> None:
+    few, many = (memory_estimate(published(train={"global_batch_size": 64 * n}), 64).parts for n in (1, 100))
+    assert few == many
+    assert few["data, in use and ahead"] == 17 * (48 * 8192 + 4 * 588 * 32_768)
+    device = memory_estimate(published(data={"resize": "device", "prefetch_packs": 2}), 64)
+    assert device.parts["data, in use and ahead"] == 3 * (48 * 8192 + 2 * 588 * 32_768)
+    held = memory_estimate(published(train={"global_batch_size": 64 * 5, "rerun": "validate"}), 64).parts
+    assert held["data, in use and ahead"] == (5 + 16) / 17 * few["data, in use and ahead"]
+    alone = memory_estimate(published(data={"workers": 0}), 64).parts
+    assert alone["data, in use and ahead"] == 48 * 8192 + 4 * 588 * 32_768
 
 
 def test_fewer_patches_need_less() -> None:

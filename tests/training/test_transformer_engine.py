@@ -82,9 +82,9 @@ def first_step(recipe: Recipe) -> tuple[list[float], dict[str, Tensor]]:
         micro_batch_size=recipe.train.micro_batch_size,
         dp_rank=0,
         dp_size=1,
+        device=GPU,
     )
-    batches = [batch.to(GPU) for batch in next(loader.iterate(0, 1))]
-    sums = stepper.compute(batches)
+    sums = stepper.compute(next(loader.iterate(0, 1)))
     named = {name: parameter.main_grad.clone() for name, parameter in stepper.parts[0].named_parameters()}
     gradients = {
         name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_").replace(

@@ -49,6 +49,12 @@ class PackedBatch:
         ahead = device.type != "cpu"  # a copy to the host must be whole before anyone reads it
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=ahead) for name in MOVED})
 
+    def without_content(self) -> PackedBatch:
+        """What is told of a batch when it is gone: its samples, segments and images. What has a value a token or patch
+        is empty."""
+        names = (*MOVED, "image_slots", "target_rows")
+        return replace(self, **{name: getattr(self, name)[:0].clone() for name in names})
+
 
 @dataclass(frozen=True)
 class Outline:

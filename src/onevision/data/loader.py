@@ -3,12 +3,15 @@
 So there is no loader state: to resume is to begin at another step, and on another number of ranks a step
 still reads the same packs. Threads decode ahead, not the worker processes of Grain or torch's DataLoader: image
 decoders, NumPy and the system's reads work without the interpreter's lock, and a batch of some 50 MB need not be sent
-from one process to another. For a GPU they also send each batch there, ahead of its step (`onevision.data.staging`).
+from one process to another. For a GPU they also send each batch there, ahead of its turn (`onevision.data.staging`).
+
+The micro-batches of a step are made while it is computed: however many they are, memory holds those that are ahead.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +23,7 @@ from onevision.data.batch import BatchLayout, Outline, PackedBatch, Room
 from onevision.data.image import MERGE, patch_grid
 from onevision.data.ledger import mixture_of
 from onevision.data.patcher import image_patcher
-from onevision.data.schedule import PATCH_COST, deal
+from onevision.data.schedule import PATCH_COST, batches_ahead, deal
 from onevision.data.sources import Sources
 from onevision.data.staging import Staged, Staging
 from onevision.data.template import encode
@@ -34,6 +37,55 @@ FEW = 10  # damaged samples among them that are always borne
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 MicroBatch = list[tuple[int, int]]  # source and pack of each of its packs
+
+
+class StepBatches:
+    """The micro-batches of a step, made as they are taken; they go when the one who took them lets go of them.
+
+    `facts` has what is told of those that were taken, in their order, `seconds` how long all but the first were waited
+    for.
+    """
+
+    def __init__(self, batches: Iterator[PackedBatch], count: int) -> None:
+        """The next `count` of `batches`; the first one is waited for here."""
+        self.facts: list[PackedBatch] = []
+        self.seconds = 0.0
+        self._batches, self._count = batches, count
+        self._first: PackedBatch | None = next(batches)
+        self._held: list[PackedBatch] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for number in range(self._count):
+            if number == len(self.facts):
+                yield self._taken()
+            else:
+                assert self._held is not None, "each is there once, unless they are held"
+                yield self._held[number]
+
+    def hold(self) -> None:
+        """Keep them all, to be gone through again, or by several at a time; before any is taken."""
+        if self._held is None:
+            assert not self.facts, "nothing was let go of yet"
+            self._held = []
+
+    def pass_over(self) -> None:
+        """Take what was not taken."""
+        while len(self.facts) < self._count:
+            self._taken()
+
+    def _taken(self) -> PackedBatch:
+        batch, self._first = self._first, None
+        if batch is None:
+            began = time.perf_counter()
+            batch = next(self._batches)
+            self.seconds += time.perf_counter() - began
+        self.facts.append(batch.without_content())
+        if self._held is not None:
+            self._held.append(batch)
+        return batch
 
 
 class PackLoader:
@@ -90,22 +142,33 @@ class PackLoader:
         """
         return [self._staging.receive(self._staged(packs)) for packs in self._micro_batches(step)]
 
-    def iterate(self, first_step: int, last_step: int) -> Generator[list[PackedBatch], None, None]:
+    def iterate(self, first_step: int, last_step: int) -> Generator[StepBatches, None, None]:
         """The batches of steps first_step to last_step - 1; a sample that had to be skipped is logged once.
 
         Raises:
-            DataError: as `batches`; or too many samples had to be skipped: of the last 1,000 more than
-                `data.reject_threshold`, and more than 10.
+            DataError: as `batches`, when the first batch of a step is asked for, or where a later one is taken; or too
+                many samples had to be skipped: of the last 1,000 more than `data.reject_threshold`, and more than 10.
         """
+        count = self.global_batch_size // (self.micro_batch_size * self.dp_size)
+        batches = self._checked(range(first_step, last_step))
+        try:
+            for _ in range(first_step, last_step):
+                step = StepBatches(batches, count)
+                yield step
+                step.pass_over()
+        finally:
+            batches.close()
+
+    def _checked(self, steps: range) -> Generator[PackedBatch, None, None]:
         recent: deque[tuple[int, int]] = deque()  # samples and skipped ones of each batch
-        for batches in self._ahead(range(first_step, last_step)):
-            for batch in batches:
-                for note in set(batch.notes) - self._noted:
-                    self._noted.add(note)
-                    log.warning(note)
-                recent.append((len(batch.sample_ids), batch.skipped))
-                self._refuse_damage(recent, batch)
-            yield batches
+        for batch in self._ahead(steps):
+            for note in set(batch.notes) - self._noted:
+                self._noted.add(note)
+                log.warning(note)
+            recent.append((len(batch.sample_ids), batch.skipped))
+            self._refuse_damage(recent, batch)
+            yield batch
+            del batch  # or it would stay until the next one is there
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often the first `steps` steps go through the packs of each source, by the folder of its packs."""
@@ -122,20 +185,21 @@ class PackLoader:
                 f"{self.data.reject_threshold} and {FEW}; the last: {(batch.notes or ('',))[-1]}"
             )
 
-    def _ahead(self, steps: range) -> Iterator[list[PackedBatch]]:
+    def _ahead(self, steps: range) -> Iterator[PackedBatch]:
+        planned = (packs for step in steps for packs in self._micro_batches(step))
         if not self.data.workers:
-            yield from map(self.batches, steps)
+            yield from (self._staging.receive(self._staged(packs)) for packs in planned)
             return
-        steps_ahead = -(-self.data.prefetch_packs * self.dp_size // self.global_batch_size)
-        ahead: deque[list[Future[Staged]]] = deque()
+        most = batches_ahead(self.data, self.micro_batch_size)
+        ahead: deque[Future[Staged]] = deque()
         with ThreadPoolExecutor(self.data.workers, thread_name_prefix="loader") as pool:
             try:
-                for step in steps:
-                    ahead.append([pool.submit(self._staged, packs) for packs in self._micro_batches(step)])
-                    if len(ahead) > steps_ahead:
-                        yield [self._staging.receive(batch.result()) for batch in ahead.popleft()]
+                for packs in planned:
+                    ahead.append(pool.submit(self._staged, packs))
+                    if len(ahead) > most:
+                        yield self._staging.receive(ahead.popleft().result())
                 while ahead:
-                    yield [self._staging.receive(batch.result()) for batch in ahead.popleft()]
+                    yield self._staging.receive(ahead.popleft().result())
             finally:  # also when the training stops for a signal or an error
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,13 +1,15 @@
-"""Which rank reads which packs of a step, so that ranks have alike to do."""
+"""Which rank reads which packs of a step, so that ranks have alike to do, and how far ahead. No torch."""
 
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onevision.errors import InputError
+from onevision.recipe import DataRecipe
 
 # What a patch costs, in units of a squared sample length; it decides how packs are made and dealt to ranks, no result.
 # Forward FLOPs of the 8B preset: a patch passes the vision tower and a quarter of the adapter,
@@ -16,6 +18,11 @@ from onevision.errors import InputError
 PATCH_COST = 2_000
 EVEN = 1e-3  # spread of the ranks' costs, of their mean, below which packs are not exchanged any more
 EXCHANGES = 8  # a rank, at most
+
+
+def batches_ahead(data: DataRecipe, micro_batch_size: int) -> int:
+    """Micro-batches that a rank makes ahead of the one that it computes."""
+    return math.ceil(data.prefetch_packs / micro_batch_size) if data.workers else 0
 
 
 def deal(costs: NDArray[np.number], ranks: int) -> list[NDArray[np.int64]]:

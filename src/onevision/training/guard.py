@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from onevision.data.batch import PackedBatch
 from onevision.data.ledger import place_of
+from onevision.data.loader import StepBatches
 from onevision.data.sources import Sources
 from onevision.errors import Diverged, Suspect
 from onevision.recipe import TrainRecipe
@@ -114,7 +114,7 @@ class Guard:
         self._skipped = state["skipped"]
         self._decide(lambda: BadSteps(self._saver.run, step))
 
-    def step(self, step: int, stepper: Stepper, batches: Sequence[PackedBatch], signum: int) -> Outcome:
+    def step(self, step: int, stepper: Stepper, batches: StepBatches, signum: int) -> Outcome:
         """Do step number `step`, but for the schedule; `signum` is a signal that this rank was sent, or 0.
 
         Raises:
@@ -151,7 +151,7 @@ class Guard:
         return "" if borne < self._recipe.max_skipped_steps else f" train.max_skipped_steps={2 * borne + 1}"
 
     def _compute(
-        self, step: int, stepper: Stepper, batches: Sequence[PackedBatch], signum: int
+        self, step: int, stepper: Stepper, batches: StepBatches, signum: int
     ) -> tuple[Pass, Fault | None, dict[str, Any]]:
         """The step's result, what is wrong with it, and what is to be said of it: in its row, or in that of its fault.
 
@@ -159,9 +159,12 @@ class Guard:
             Suspect: the result is to be computed on another node.
         """
 
+        if self._validates:
+            batches.hold()
+
         def once() -> Pass:
             losses = stepper.compute(batches)
-            totals = reduce_totals(losses, list(batches), signum, len(self._sources.categories))
+            totals = reduce_totals(losses, batches.facts, signum, len(self._sources.categories))
             own = sum(float(entry["by_category"][0].sum()) for entry in losses) if self._validates else 0.0
             loss, norm = highest_values([totals.loss, stepper.gradient_norm()], self._device)
             return Pass(totals, loss, norm, own)
@@ -209,8 +212,9 @@ class Guard:
                     return Fault(what, value, threshold)
         return None
 
-    def _leave_out(self, step: int, batches: Sequence[PackedBatch], signum: int) -> Outcome:
-        totals = reduce_totals([], list(batches), signum, len(self._sources.categories))
+    def _leave_out(self, step: int, batches: StepBatches, signum: int) -> Outcome:
+        batches.pass_over()
+        totals = reduce_totals([], batches.facts, signum, len(self._sources.categories))
         done = Pass(replace(totals, real=Work([], [], 0), slots=Work([], [], 0)), math.nan, math.nan, 0.0)
         row = self._left_out[step]
         fault = Fault(row["what"], float(row["value"]), row["threshold"])

@@ -215,6 +215,7 @@ def train(
                 heartbeat.beat(step, "computing")
                 learning_rate = stepper.learning_rate
                 outcome = guard.step(step, stepper, batches, stop.signum)
+                data_seconds += batches.seconds
                 if outcome.rewind is not None:
                     if copies is not None:
                         copies.forget()

@@ -11,7 +11,10 @@ context-parallel ones. t tensor-parallel ranks; s = t with sequence parallelism,
     gradients          4*n                           one FP32 buffer; 2*n with train.grad_reduce_in_fp32=false
     optimizer state    (8 + (4 if BF16))*n / D       two moments, and FP32 masters of BF16 weights; 6*n / D with
                                                      optimizer.state_dtype=bf16
-    data of the step   (588*4*P + 48*T) * micro-batches; patches on the first stage alone, all of them on each rank
+    data               (588*4*P + 48*T) * (1 + data.prefetch_packs, in micro-batches): the one in use, those ahead.
+                       With train.rerun=validate all of a step in place of the 1, and so where ranks share a model, on
+                       each of them; then none ahead but on the first stage, which alone has patches. 588*2*P with
+                       data.resize=device in BF16
 
 Activations kept for the backward pass, of parts that it passes through (those trained, and those behind them):
 
@@ -73,6 +76,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from onevision.data.schedule import batches_ahead
 from onevision.model.presets import CHANNELS, HEAD_ROWS, PATCH_VALUES, PRESETS, SPATIAL_MERGE_SIZE, Architecture
 from onevision.model.sizes import parameters, query_key_widths
 from onevision.model.stages import StagePart, stage_parts
@@ -242,12 +246,15 @@ def stage_estimate(
     trained = sum(size for name, size in held.items() if name not in model.freeze)
     gradient = 4 if train.grad_reduce_in_fp32 else 2
     state, sharing = _state_bytes(recipe), data_ranks * parallel.context
-    data = 4 * PATCH_VALUES * whole.patches * first + TOKEN_BYTES * whole.tokens
+    patch = element if recipe.data.resize == "device" else 4
+    data = patch * PATCH_VALUES * whole.patches * first + TOKEN_BYTES * whole.tokens
+    there = micro_batches if parallel.model_ranks > 1 or train.rerun == "validate" else 1
+    ahead = batches_ahead(recipe.data, train.micro_batch_size) * first
     always = {
         f"weights ({'BF16' if element == 2 else 'FP32'})": element * weights,
         f"gradients ({'FP32' if gradient == 4 else 'BF16'})": gradient * trained,
         f"optimizer state, 1/{sharing} of it": state * trained / sharing,
-        "data of the step": data * micro_batches,
+        "data, in use and ahead": data * (there + ahead),
     }
     if train.precision == "fp8":
         always["FP8 copies of weights"] = 2 * (weights - ends / tensor)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from onevision.data.batch import MOVED, PackedBatch
-from onevision.data.loader import PackLoader
+from onevision.data.loader import PackLoader, StepBatches
 from onevision.errors import OneVisionError
 from onevision.recipe_training import ParallelRecipe
 
@@ -35,9 +35,12 @@ class Replica:
         """Whether this rank reads the batches; it is on the first stage."""
         return self.group is None or self.group.rank() == 0
 
-    def share(self, loader: PackLoader, first_step: int, last_step: int) -> Generator[list[PackedBatch], None, None]:
+    def share(self, loader: PackLoader, first_step: int, last_step: int) -> Generator[StepBatches, None, None]:
         """The batches of steps first_step to last_step - 1 (from 0), on every rank. `patches` [P, 588] are empty on
         ranks behind the first stage.
+
+        Where ranks share a copy of the model, all batches of a step are there when it begins: the stages of a pipeline
+        come to a batch at different times, and none would wait for the others to take part in sending it.
 
         Raises:
             DataError: as `PackLoader.iterate`, on all ranks.
@@ -48,18 +51,21 @@ class Replica:
         own = loader.iterate(first_step, last_step) if self.reads else None
         try:
             for _ in range(first_step, last_step):
-                yield self._step(own, loader)
+                batches = self._step(own, loader)
+                step = StepBatches(iter(batches), len(batches))
+                step.hold()
+                yield step
         finally:
             if own is not None:
                 own.close()
 
-    def _step(self, own: Iterator[list[PackedBatch]] | None, loader: PackLoader) -> list[PackedBatch]:
+    def _step(self, own: Iterator[StepBatches] | None, loader: PackLoader) -> list[PackedBatch]:
         assert self.group is not None
         batches: list[PackedBatch] = []
         message: list[Any] = [None]
         if own is not None:
             try:
-                batches = next(own)
+                batches = list(next(own))
                 message = [[_without_patches(batch) for batch in batches]]
             except OneVisionError as error:
                 message = [error]

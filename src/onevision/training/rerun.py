@@ -3,7 +3,7 @@
 Megatron-core's rerun state machine does the first half, in the mode VALIDATE_RESULTS: it makes all ranks agree to
 compute the step a second time in place, with the random states of the first. The rest of it is left out:
 
-- *Micro-batches are replayed* (`RerunDataIterator`): those of a step are a list here, which is read again.
+- *Micro-batches are replayed* (`RerunDataIterator`): those of a step are held here, and read again.
 - *What errs once.* The machine either ends the job (`fatal`) or goes on with the second result unseen. Here the second
   one must be good and must come a third time; then the run goes on with it (`training/guard.py`).
 - *What comes again* is wrong on this node, or right: the batch is bad. The machine saves a checkpoint with the batch

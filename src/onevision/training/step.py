@@ -88,7 +88,8 @@ class StepTotals:
 def reduce_totals(
     losses: list[dict[str, Tensor]], batches: list[PackedBatch], signum: int, categories: int
 ) -> StepTotals:
-    """Totals over all ranks; every rank learns of a stop that any rank was asked for.
+    """Totals over all ranks; every rank learns of a stop that any rank was asked for. Of the batches only what their
+    `without_content` has is looked at.
 
     A micro-batch is counted by one of the ranks that share it, its losses by those that have its targets.
     """

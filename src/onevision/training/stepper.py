@@ -9,6 +9,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from onevision.data.batch import PackedBatch
+from onevision.data.loader import StepBatches
 from onevision.model.graphs import LanguageGraphs, cuda_record
 from onevision.model.onevision import OneVisionModel
 from onevision.recipe import Recipe
@@ -51,7 +52,7 @@ class Stepper:
         """That of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def compute(self, batches: Sequence[PackedBatch]) -> list[dict[str, Tensor]]:
+    def compute(self, batches: StepBatches) -> list[dict[str, Tensor]]:
         """Forward and backward of the micro-batches, gradients reduced; what `count_loss` logs of each."""
         if self.graphs is not None:
             self.graphs.prepare()
