@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from jobs.chat import run as run_chat
-from onevision.chat.page import MAX_FILE_BYTES, too_large
+from onevision.chat.page import MAX_UPLOAD_BYTES, too_large
 from onevision.errors import InputError
 from onevision.recipe import Recipe
 
@@ -68,7 +68,9 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         tab.goto(f"http://127.0.0.1:{port}/")
         tab.locator("input[type=file]").set_input_files([images["plain"], images["odd"]])
-        expect(tab.locator(".q-img")).to_have_count(2)
+        expect(tab.locator(".q-img img")).to_have_count(2)
+        widths = tab.locator(".q-img img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        assert widths == [60, 40]  # as they were chosen
         tab.get_by_placeholder("Ask").fill("What is shown?")
         tab.get_by_placeholder("Ask").press("Enter")
         expect(tab.locator(".facts")).to_contain_text("first after")
@@ -84,14 +86,14 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         expect(tab.locator(".answer")).to_have_count(0)
         tab.locator("input[type=file]").set_input_files([images["plain"], images["odd"]])
         expect(tab.locator(".q-img")).to_have_count(2)
+        other = browser.new_page()  # has a conversation of its own, and its turn after this one
+        other.goto(f"http://127.0.0.1:{port}/")
+        other.get_by_placeholder("Ask").fill("And here?")
         for label, value in (("temperature", "1"), ("seed", "2"), ("max_new_tokens", "3000")):  # it has much to say
             tab.get_by_label(label).fill(value)
         tab.get_by_placeholder("Ask").fill("What is shown?")
         tab.get_by_role("button", name="Ask").click()
         expect(tab.locator(".answer")).not_to_have_text("…")
-        other = browser.new_page()  # has a conversation of its own, and its turn after this one
-        other.goto(f"http://127.0.0.1:{port}/")
-        other.get_by_placeholder("Ask").fill("And here?")
         other.get_by_role("button", name="Ask").click()
         expect(other.locator(".facts")).to_contain_text("another page is being answered")
         tab.get_by_role("button", name="Stop").click()
@@ -103,7 +105,7 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
     assert not problems
     with closing(HTTPConnection("127.0.0.1", port)) as connection:
         connection.putrequest("POST", "/")
-        connection.putheader("Content-Length", str(2 * MAX_FILE_BYTES))
+        connection.putheader("Content-Length", str(2 * MAX_UPLOAD_BYTES))
         connection.endheaders()
         assert connection.getresponse().status == 413  # before any of it is read
     served.send_signal(signal.SIGINT)
@@ -112,8 +114,8 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
 
 def test_no_more_is_taken_in_than_a_file() -> None:
     assert not too_large("GET", None)
-    assert not too_large("POST", str(MAX_FILE_BYTES))
-    assert too_large("POST", str(2 * MAX_FILE_BYTES))
+    assert not too_large("POST", str(MAX_UPLOAD_BYTES))
+    assert too_large("POST", str(2 * MAX_UPLOAD_BYTES))
     assert too_large("POST", None)  # in chunks: there is no telling how many
 
 

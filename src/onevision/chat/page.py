@@ -19,12 +19,13 @@ from onevision.errors import InputError, OneVisionError, line_of
 from onevision.evaluation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from nicegui.events import UploadEventArguments
+    from nicegui.events import MultiUploadEventArguments
     from starlette.requests import Request
     from starlette.responses import Response
 
 MAX_FILE_BYTES = 64 << 20
-FORM_BYTES = 1 << 16  # around a file
+MAX_UPLOAD_BYTES = 4 * MAX_FILE_BYTES  # of the files that are sent together
+FORM_BYTES = 1 << 16  # around them
 THUMBNAIL = 192  # pixels of the longer side
 # Said to the browser: what is not this server's own is not loaded.
 POLICY = (
@@ -74,7 +75,8 @@ class Page:
                     multiple=True,
                     auto_upload=True,
                     max_file_size=MAX_FILE_BYTES,
-                    on_upload=self._uploaded,
+                    max_total_size=MAX_UPLOAD_BYTES,
+                    on_multi_upload=self._uploaded,  # one by one they would come in any order
                     on_rejected=self._rejected,
                 )
                 .props('accept="image/*" flat bordered label="Drop images here, or +"')
@@ -105,26 +107,28 @@ class Page:
         temperature, top_p, top_k, seed, longest = (entry.value for entry in fields)
         return Settings(Sampling(float(temperature), float(top_p), int(top_k), int(seed)), int(longest))
 
-    async def _uploaded(self, event: UploadEventArguments) -> None:
+    async def _uploaded(self, event: MultiUploadEventArguments) -> None:
         from nicegui import ui
 
-        content = await event.file.read()
-        try:
-            picture = await asyncio.to_thread(self._assistant.picture, event.file.name, content)
-            thumbnail = await asyncio.to_thread(_thumbnail, content)
-            self._assistant.check_room([*self._conversation.pictures, *self._waiting, picture])
-        except OneVisionError as error:
-            ui.notify(str(error), type="negative", multi_line=True)
-            return
-        self._waiting.append(picture)
-        with self._thumbnails:
-            shown = ui.image(thumbnail).classes("w-24 rounded")
-            shown.tooltip(f"{picture.name}, {picture.size[0]} x {picture.size[1]}, {picture.tokens} tokens")
+        for file in event.files:
+            content = await file.read()
+            try:
+                picture = await asyncio.to_thread(self._assistant.picture, file.name, content)
+                thumbnail = await asyncio.to_thread(_thumbnail, content)
+                self._assistant.check_room([*self._conversation.pictures, *self._waiting, picture])
+            except OneVisionError as error:
+                ui.notify(str(error), type="negative", multi_line=True)
+                continue
+            self._waiting.append(picture)
+            with self._thumbnails:
+                shown = ui.image(thumbnail).classes("w-24 rounded")
+                shown.tooltip(f"{picture.name}, {picture.size[0]} x {picture.size[1]}, {picture.tokens} tokens")
 
     def _rejected(self) -> None:
         from nicegui import ui
 
-        ui.notify(f"only images of up to {MAX_FILE_BYTES >> 20} MB can be asked about", type="negative")
+        most, together = MAX_FILE_BYTES >> 20, MAX_UPLOAD_BYTES >> 20
+        ui.notify(f"only images of up to {most} MB can be asked about, {together} MB at a time", type="negative")
 
     async def _ask(self) -> None:
         from nicegui import ui
@@ -190,7 +194,7 @@ def serve(assistant: Assistant, settings: Settings, host: str, port: int) -> Non
     @app.middleware("http")
     async def own_files_only(request: Request, call_next: Any) -> Response:
         if too_large(request.method, request.headers.get("content-length")):  # the browser refuses it, others may not
-            return PlainTextResponse(f"a file may have {MAX_FILE_BYTES >> 20} MB", status_code=413)
+            return PlainTextResponse(f"files may have {MAX_UPLOAD_BYTES >> 20} MB at a time", status_code=413)
         response: Response = await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response
@@ -209,10 +213,10 @@ def serve(assistant: Assistant, settings: Settings, host: str, port: int) -> Non
 
 
 def too_large(method: str, length: str | None) -> bool:
-    """Whether a request with that Content-Length is more than a file; one that does not say is."""
+    """Whether a request with that Content-Length is more than files may be; one that does not say is."""
     if method in ("GET", "HEAD", "OPTIONS"):
         return False
-    return length is None or not length.isdecimal() or int(length) > MAX_FILE_BYTES + FORM_BYTES
+    return length is None or not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES + FORM_BYTES
 
 
 def _thumbnail(content: bytes) -> str:
