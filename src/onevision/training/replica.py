@@ -39,8 +39,8 @@ class Replica:
         """The batches of steps first_step to last_step - 1 (from 0), on every rank. `patches` [P, 588] are empty on
         ranks behind the first stage.
 
-        Where ranks share a copy of the model, all batches of a step are there when it begins: the stages of a pipeline
-        come to a batch at different times, and none would wait for the others to take part in sending it.
+        Where ranks share a copy of the model, all batches of a step are there when it begins. The stages of a pipeline
+        come to a batch at different times, and would wait for each other to send it; and a GPU would wait for its host.
 
         Raises:
             DataError: as `PackLoader.iterate`, on all ranks.
