@@ -56,7 +56,7 @@ demo: $(READY)  ## the whole pipeline on this machine, ending in runs/demo/repor
 	@$(JOBS) demo $(ARGS)
 
 test: $(READY)  ## all tests
-	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 ##@ Data
 

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` shares the folders of tests/ among two processes: what a folder's tests share is made once."""
+    """`make test` shares the folders of tests/ among processes: what a folder's tests share is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Folders(LoadScopeScheduling):
@@ -47,7 +47,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest folders go first, so that both processes end together; the real Slurm waits a part of its time, and
+    # The longest folders go first, so that the processes end together; the real Slurm waits a part of its time, and
     # the others run beside it.
     place = {folder: number for number, folder in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.relative_to(TESTS).parts[0], len(place)))
