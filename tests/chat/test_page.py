@@ -20,6 +20,7 @@ from jobs.chat import run as run_chat
 from onevision.chat.page import MAX_UPLOAD_BYTES, too_large
 from onevision.errors import InputError
 from onevision.recipe import Recipe
+from tests.fixtures import image_bytes
 
 ROOT = Path(__file__).parents[2]
 ABSENT = [name for name in ("nicegui", "playwright") if importlib.util.find_spec(name) is None]
@@ -84,6 +85,11 @@ def test_an_image_is_asked_about_in_a_browser_and_nothing_is_loaded_from_elsewhe
         expect(tab.locator(".q-notification", has_text="wrong.png is not an image that can be read")).to_be_visible()
         tab.get_by_role("button", name="Clear").click()
         expect(tab.locator(".answer")).to_have_count(0)
+        alike = [{"name": "1.png", "mimeType": "image/png", "buffer": image_bytes(side, 40)} for side in (50, 30)]
+        tab.locator("input[type=file]").set_input_files(alike)  # type: ignore[arg-type]  # of two folders
+        expect(tab.locator(".q-img img")).to_have_count(2)
+        tab.get_by_role("button", name="Clear").click()
+        expect(tab.locator(".q-img")).to_have_count(0)
         tab.locator("input[type=file]").set_input_files([images["plain"], images["odd"]])
         expect(tab.locator(".q-img")).to_have_count(2)
         other = browser.new_page()  # has a conversation of its own, and its turn after this one

@@ -80,6 +80,7 @@ class Page:
                     on_rejected=self._rejected,
                 )
                 .props('accept="image/*" flat bordered label="Drop images here, or +"')
+                .props(':field-name="file => file.__key"')  # by their names, one of two that are alike would be lost
                 .classes("w-full")
             )
             with ui.row().classes("w-full items-center no-wrap"):
