@@ -30,6 +30,7 @@ SETTINGS = (
     "train.hang_seconds=180",  # joining the other ranks is a part of it, and many start at once on few cores
 )
 _SECONDS = 600.0  # that any part of a case may take: a machine may be busy with something else
+_PAUSE, _ASKING = 0.1, 0.5  # seconds between two looks: at a file; at Slurm, which costs it and this machine 10 ms
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Run:
 
     def wait_end(self) -> None:
         """Wait until the job has left the queue."""
-        self.wait(lambda: self.job_id not in self.lab.slurm.queue(), "its end", ended_is_wrong=False)
+        self.wait(lambda: self.job_id not in self.lab.slurm.queue(), "its end", ended_is_wrong=False, pause=_ASKING)
 
-    def wait(self, met: Callable[[], bool], what: str, *, ended_is_wrong: bool = True) -> None:
-        """Wait until something is so.
+    def wait(self, met: Callable[[], bool], what: str, *, ended_is_wrong: bool = True, pause: float = _PAUSE) -> None:
+        """Wait until something is so, with `pause` seconds between two looks.
 
         Raises:
             LabError: it took too long, or the job ended before.
@@ -93,7 +94,7 @@ class Run:
                 raise LabError(f"{self.folder}: ended before {what}: {ends[-1]['message'] or ends[-1]['cause']}")
             if time.monotonic() > until:
                 raise LabError(f"{self.folder}: {what} did not come within {_SECONDS:.0f} s")
-            time.sleep(0.1)
+            time.sleep(pause)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _time_limit(run: Run) -> None:
     run.lab.signal_rank(run.job_id, NODES - 1, signal.SIGSTOP)
     end = datetime.datetime.now() + datetime.timedelta(seconds=85)
     run.lab.slurm.ask(*change, f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
-    run.wait(lambda: run.queued().state != "RUNNING", "the time limit")
+    run.wait(lambda: run.queued().state != "RUNNING", "the time limit", pause=_ASKING)
     run.lab.slurm.ask(*change, "TimeLimit=1-00:00:00")
 
 
@@ -151,7 +152,7 @@ def _kill_node(which: int) -> Callable[[Run], None]:
         node = run.nodes[which]
         run.lab("kill-node", node)
         down = ("sinfo", "-h", "-N", "-t", "down", "-o", "%N")
-        run.wait(lambda: node in run.lab.slurm.ask(*down).split(), f"{node} being seen as down")
+        run.wait(lambda: node in run.lab.slurm.ask(*down).split(), f"{node} being seen as down", pause=_ASKING)
         # A node that comes back sooner is told once more to end the job, and ends its new start with it.
         run.wait(lambda: sum(row["event"] == "start" for row in run.records.events()) > 1, "another start")
         run.lab("start-node", node)

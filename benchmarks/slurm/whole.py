@@ -118,7 +118,7 @@ def ends(lab: Lab, jobs: dict[str, int]) -> dict[str, str]:
             return {name: states[number] for name, number in jobs.items()}
         if time.monotonic() > until:
             raise LabError(f"jobs {jobs} did not end within {_SECONDS:.0f} s: {states}")
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
 def submission_seconds(lab: Lab, site_file: Path, recipe_file: Path, folder: Path) -> tuple[float, float]:

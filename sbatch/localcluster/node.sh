@@ -11,7 +11,7 @@ wait_for() {  # seconds, command: until it succeeds
 }
 
 connect() {  # the node's network; file 8 is the one in which the other end of its cable is
-    local outside=/proc/self/fd/8 port
+    local outside=/proc/self/fd/8 port number
     ip link set lo up
     if [[ $NODE == head ]]; then
         port=switch
@@ -23,11 +23,12 @@ connect() {  # the node's network; file 8 is the one in which the other end of i
         ip link set switch up
         nsenter --net=$outside sh -c "ip addr add $SUBNET.254/24 dev $LINK && ip link set $LINK up"
     else
-        port=eth0
+        port=eth0 number=$((10#${NODE#node}))
         nsenter --net=$outside ip link del "$NODE" 2>/dev/null || true  # of its life before, not yet cleared away
-        ip link add eth0 type veth peer name "$NODE" netns $outside
+        # A fixed address too: who talked to the node before it died would send to its former one for some seconds.
+        ip link add eth0 address "$(printf 02:00:00:00:00:%02x "$number")" type veth peer name "$NODE" netns $outside
         nsenter --net=$outside ip link set "$NODE" master switch up
-        ip addr add "$SUBNET.$((10#${NODE#node}))/24" dev eth0
+        ip addr add "$SUBNET.$number/24" dev eth0
         ip link set eth0 up
     fi
     # That a machine no longer answers is known after 0.8 s instead of 10: Slurm notices a death in 6-12 s, not in 30.

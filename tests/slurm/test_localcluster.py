@@ -102,11 +102,13 @@ def test_a_killed_node_is_gone_with_its_processes_and_comes_back(beside: Lab) ->
     )
     while beside("in", "node16", "sh", "-c", "pgrep -x sleep || true") == "":
         pass
+    address = beside("in", "node16", "cat", "/sys/class/net/eth0/address")
     beside("fail-node", "node16")
     assert sleep.wait(timeout=60) != 0
     with pytest.raises(LabError, match="node16 does not run"):
         beside("in", "node16", "true")
     beside("start-node", "node16")
+    assert beside("in", "node16", "cat", "/sys/class/net/eth0/address") == address  # what others still know of it
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not answers(beside, "node16"):  # it is up before it answers
         time.sleep(1)
