@@ -29,7 +29,7 @@ def data_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "corpus": str(root / "corpus"),
         "packs": str(root / "packs"),
         "tokenizer": str(root / "tokenizer"),
-        "sequence_length": 512,
+        "sequence_length": 256,
         "max_pixels": 28 * 28 * 16,
         "workers": 0,
     }

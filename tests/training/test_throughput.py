@@ -14,4 +14,4 @@ def test_a_recipe_whose_packs_are_there_is_measured_on_them(make_recipe: Callabl
     assert has_packs(recipe)
     row = measure_training(recipe, Ranks(), Settings(warmup=1, steps=2, profiled=0))
     assert row["data"] == f"packs of {recipe.data.packs}"
-    assert row["finite"] and row["slots"] == 2 * 2 * 512 and row["kernels"] is None
+    assert row["finite"] and row["slots"] == 2 * 2 * recipe.data.sequence_length and row["kernels"] is None
