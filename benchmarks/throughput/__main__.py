@@ -8,7 +8,8 @@
       peers=NAME,NAME          of the peers in tries.py; default all
       micro_batches=4          a step; 0: the recipe's own global batch
       warmup=3, steps=10       steps not measured, and measured
-      tries="A=1;B=2 C=3"      settings from the fastest to the most frugal: the first that fits is measured
+      tries="A=1;B=2 C=3"      settings from the fastest to the most frugal: the first that fits is measured.
+                               Default: tries.py
       profile=trace,memory     leave the profiler's trace, the allocator's history
       out=DIR                  throughput.json, throughput.png, and below rows/ logs and traces
                                (default benchmarks/results, and runs/throughput/rows)
@@ -33,6 +34,7 @@ from benchmarks.throughput.report import figures, show, write_report
 from benchmarks.throughput.rows import lacks, measured_apart, peer_row, training_row
 from benchmarks.throughput.tries import (
     default_model,
+    gpu_memory,
     peer_tries,
     stage_recipe,
     training_tries,
@@ -76,7 +78,7 @@ def main(arguments: list[str]) -> int:
         return 0
     own = OWN | {key: value for key, _, value in (text.partition("=") for text in arguments) if key in OWN}
     overrides = [text for text in arguments if text.partition("=")[0] not in OWN]
-    own["model"] = own["model"] or default_model()
+    own["model"] = own["model"] or default_model(gpu_memory())
     out, folder = Path(own["out"] or RESULTS), Path(own["out"] or "runs/throughput") / "rows"
     try:
         rows = measure(own, overrides, folder, lambda rows: write_report(out, rows))
@@ -145,7 +147,8 @@ def _training(name: str, own: dict[str, str], overrides: list[str], folder: Path
         "memory": "memory" in own["profile"],
         "folder": str(folder / name),
     }
-    return training_row(training_tries(recipe, own["tries"]), settings)
+    chosen = any(entry.startswith("train.micro_batch_size=") for entry in overrides)
+    return training_row(training_tries(recipe, own["tries"], 0 if chosen else gpu_memory()), settings)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from jobs.here import visible_gpus
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe, recipe_dict, recipe_from
+from onevision.training.memory import memory_estimate
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # What is recomputed in the backward pass, from nothing to everything: each step down frees memory and costs time, and a
@@ -23,23 +24,33 @@ TRIES = (
     "model.recompute=selective model.recompute_modules=[activation,mlp]",
     "model.recompute=full",
 )
+# Packs a micro-batch for GPUs with room to spare: as many launches for more tokens. None of them where the estimate of
+# memory, which is on the safe side, has no room for it: a GPU of 80 GB loses no time with them.
+LARGER = (4, 2)
 
 
-def default_model() -> str:
-    """The preset that a GPU of this machine trains in stage 1.5; the tiny one without a GPU.
+def gpu_memory() -> int:
+    """Bytes of memory of this machine's first GPU; 0 without one.
 
     Raises:
-        InputError: the driver does not say how much memory the GPU has.
+        InputError: the driver does not say it.
     """
     if not visible_gpus():
-        return "tiny"
+        return 0
     # Not by torch, whose context would take half a GB beside the rows' own processes.
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"nvidia-smi does not tell the GPU's memory ({error}): name a preset with model=") from None
-    return "1.7b" if int(told[0]) > 70_000 else "0.6b"
+    return int(told[0]) << 20
+
+
+def default_model(memory: int) -> str:
+    """The preset that a GPU with so many bytes trains in stage 1.5; the tiny one without a GPU."""
+    if not memory:
+        return "tiny"
+    return "1.7b" if memory > 70_000 << 20 else "0.6b"
 
 
 def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
@@ -54,9 +65,10 @@ def stage_recipe(model: str, stage: str, overrides: Sequence[str]) -> Recipe:
     return load_recipe(RECIPES / "8b" / f"{stage}.yaml", [f"model.preset={model}", *overrides])
 
 
-def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
+def training_tries(recipe: Recipe, text: str, memory: int = 0) -> list[Recipe]:
     """The recipe with each of the settings in `text` ("key=value key=value; …"), or of those of TRIES that its other
-    settings allow, from the fastest on.
+    settings allow, from the fastest on; before them the largest of LARGER that divides its batch and for which a GPU of
+    `memory` bytes has room without recomputation.
 
     Raises:
         InputError: as `load_recipe`.
@@ -64,6 +76,12 @@ def training_tries(recipe: Recipe, text: str) -> list[Recipe]:
     if text:
         return [_changed(recipe, entry.split()) for entry in text.split(";")]
     tries = []
+    for size in LARGER:
+        if size > recipe.train.micro_batch_size and recipe.train.global_batch_size % size == 0:
+            larger = _changed(recipe, [f"train.micro_batch_size={size}", TRIES[0]])
+            if memory_estimate(larger, 1).total <= memory:
+                tries.append(larger)
+                break
     for entry in TRIES:
         with suppress(InputError):  # CUDA graphs exclude most
             tries.append(_changed(recipe, entry.split()))

@@ -91,9 +91,19 @@ def test_tries_go_from_nothing_to_everything_recomputed(recipe: Recipe) -> None:
     assert [entry.model.recompute for entry in tries] == ["none", "selective", "selective", "full"]
     with pytest.raises(InputError, match="recompute"):
         training_tries(recipe, "model.recompute=some")
+    assert [entry.train.micro_batch_size for entry in tries] == [1, 1, 1, 1]
     _, graphs = next(specifications(OWN | {"model": "tiny", "rows": "graphs"}, [], Path("rows")))
     assert [entry["performance"]["cuda_graphs"] for entry in graphs["recipes"]] == [True, True]
     assert [entry["model"]["recompute_modules"] for entry in graphs["recipes"]] == [["core_attn"], ["activation"]]
+
+
+def test_a_larger_micro_batch_is_tried_first_where_there_is_room_for_it() -> None:
+    recipe = with_micro_batches(stage_recipe("1.7b", "stage1_5", []), 1, 4)
+    for memory, sizes in ((80 << 30, [1]), (143_771 << 20, [2, 1]), (400 << 30, [4, 1])):
+        tries = training_tries(recipe, "", memory)
+        assert [entry.train.micro_batch_size for entry in tries] == [*sizes, 1, 1, 1]
+        assert [entry.model.recompute for entry in tries[: len(sizes)]] == ["none"] * len(sizes)
+        assert {entry.train.global_batch_size for entry in tries} == {4}
 
 
 def test_a_row_that_fails_is_told_and_the_next_is_measured(tmp_path: Path) -> None:
