@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from jobs.here import QUIET_THREADS
 
+# How long a machine takes, which may be busy, is nobody's mistake.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 os.environ.update(QUIET_THREADS)  # before torch is loaded; forked processes have it too
 
 TESTS = Path(__file__).parent

@@ -6,7 +6,7 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onevision.errors import InputError
@@ -149,7 +149,6 @@ def test_broken_files_are_one_line(text: str, line: str, tmp_path: Path) -> None
 
 
 @given(st.sampled_from(known_keys()), st.text(max_size=20))
-@settings(deadline=None)
 def test_any_value_is_taken_or_refused_in_one_line(key: str, value: str) -> None:
     try:
         recipe = load_recipe(RECIPES / "tiny" / "stage2.yaml", [f"{key}={value}"])

@@ -111,7 +111,7 @@ def test_odd_files_are_read_as_pillow_reads_them(name: str) -> None:
     changes=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=4),
     end=st.none() | st.integers(0, 900),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_damaged_files_are_read_as_pillow_reads_them(
     name: str, changes: list[tuple[int, int]], end: int | None
 ) -> None:

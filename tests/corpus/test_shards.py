@@ -12,7 +12,7 @@ from onevision.corpus.shards import ShardWriter
 
 
 @given(samples=st.lists(st.lists(st.binary(max_size=1500), min_size=1, max_size=12), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_offsets_point_at_the_data(tmp_path_factory: pytest.TempPathFactory, samples: list[list[bytes]]) -> None:
     path = tmp_path_factory.mktemp("shards") / "shard-000007.tar"
     places = []

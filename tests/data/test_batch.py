@@ -96,7 +96,7 @@ def check(batch: PackedBatch, packs: list[list[Sample]], tokenizer: Tokenizer) -
     packs=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_token_is_where_it_belongs(tokenizer: Tokenizer, packs: list[list[int]], seed: int) -> None:
     made = make_packs(tokenizer, packs, seed)
     check(assemble(made, T, tokenizer), made, tokenizer)

@@ -20,7 +20,7 @@ def single(packs: int, seed: int) -> Mixture:
 
 
 @given(packs=st.integers(1, 60), batch=st.integers(1, 25), seed=st.integers(-5, 2**64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_epoch_holds_every_pack_once(packs: int, batch: int, seed: int) -> None:
     row = single(packs, seed)
     steps = -(-3 * packs // batch)
@@ -31,7 +31,7 @@ def test_each_epoch_holds_every_pack_once(packs: int, batch: int, seed: int) -> 
 
 
 @given(rates=RATES, seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 40), min_size=6, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_shares_are_kept_all_along_and_sources_go_through_whole_epochs(
     rates: list[Fraction], seed: int, sizes: list[int]
 ) -> None:

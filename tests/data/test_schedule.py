@@ -12,7 +12,7 @@ from onevision.errors import InputError
 
 
 @given(st.integers(1, 8), st.integers(0, 12), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_deal_gives_every_pack_once_in_equal_counts(ranks: int, share: int, seed: int) -> None:
     costs = np.random.default_rng(seed).integers(0, 50, ranks * share)
     hands = deal(costs, ranks)
@@ -29,7 +29,7 @@ def spread(costs: np.ndarray, hands: list[np.ndarray]) -> float:
 
 
 @given(st.integers(2, 6), st.integers(2, 5), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_exchange_of_two_packs_would_even_the_dearest_or_the_cheapest_rank_out(
     ranks: int, share: int, seed: int
 ) -> None:

@@ -53,7 +53,7 @@ PLAIN = st.text(st.sampled_from(ASCII + word_tokens.SIGNS + "ÀÖØöøÿéÞ一
 
 @pytest.mark.parametrize("name", PATTERNS)
 @given(texts=st.lists(ANY | PLAIN, max_size=5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ids_are_those_of_the_tokenizer(name: str, texts: list[str]) -> None:
     fast, words = ENCODERS[name]
     ids = [fast.encode(text, add_special_tokens=False).ids for text in texts]

@@ -22,7 +22,7 @@ def test_ranks_have_every_token_once_and_early_ones_with_late_ones(size: int) ->
     assert all(torch.equal(rows, rows.sort().values) for rows in shares)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), size=st.sampled_from(SIZES))
 def test_pieces_compute_what_the_whole_does(data: st.DataObject, size: int) -> None:
     total = 2 * size * data.draw(st.integers(1, 6))
@@ -43,7 +43,7 @@ def test_pieces_compute_what_the_whole_does(data: st.DataObject, size: int) -> N
         torch.testing.assert_close(found, expected[rows], rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), size=st.sampled_from(SIZES[1:]))
 def test_image_tokens_come_from_images_that_a_rank_needs(data: st.DataObject, size: int) -> None:
     grids = data.draw(st.lists(st.tuples(st.just(1), st.sampled_from((2, 4)), st.sampled_from((2, 6))), max_size=5))

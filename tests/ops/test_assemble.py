@@ -58,7 +58,7 @@ def run(place: Place, made: tuple[torch.Tensor, ...], tokenizer: Tokenizer, imag
     images=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_is_the_data_planes_batch(
     place: Place, tokenizer: Tokenizer, packs: list[list[int]], images: float, seed: int
 ) -> None:

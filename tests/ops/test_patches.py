@@ -77,7 +77,7 @@ GRID = st.integers(1, 3).map(lambda blocks: 2 * blocks)
 
 
 @given(sizes=st.lists(st.tuples(SIDES, SIDES, GRID, GRID), min_size=1, max_size=3), seed=st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sizes(place: Place, sizes: list[Sized], seed: int) -> None:
     images = made(sizes, seed)
     found = place.ops.resize_patches(*arguments(images, sizes, torch.float32, place.device)).cpu()

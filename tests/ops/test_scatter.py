@@ -42,7 +42,7 @@ def test_it_is_the_models_forward_and_backward(
 
 
 @given(parts=st.lists(st.integers(0, 40), min_size=1, max_size=4), share=st.floats(0, 1), seed=st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parts_of_ranks_are_the_whole(place: Place, parts: list[int], share: float, seed: int) -> None:
     rows = sum(parts)
     embedded, features, slots, grad = sequence(rows, int(share * rows), 8, torch.float32, place.device, seed)

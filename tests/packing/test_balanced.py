@@ -44,7 +44,7 @@ def problems(draw_from: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Bounds]:
 
 
 @given(problems(), st.integers(0, 2**64))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_sample_once_and_every_bound_kept(problem: tuple[np.ndarray, np.ndarray, Bounds], seed: int) -> None:
     first, again = check(*problem, seed), check(*problem, seed)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))

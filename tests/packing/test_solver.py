@@ -37,7 +37,7 @@ problems = st.integers(1, 200).flatmap(
 
 
 @given(problems)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_sample_once_and_no_pack_over_capacity(problem: tuple[np.ndarray, int, int]) -> None:
     lengths, capacity, seed = problem
     packs = check(lengths, capacity, seed)
@@ -49,7 +49,7 @@ def test_every_sample_once_and_no_pack_over_capacity(problem: tuple[np.ndarray, 
 
 
 @given(st.dictionaries(st.integers(1, 200), st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_fullest_pattern_is_the_best_subset_sum(counts: dict[int, int], room: int) -> None:
     left = np.array([counts.get(length, 0) for length in range(201)])
     lower = np.array([0, *(length if left[length] else length - 1 for length in range(1, 201))])
@@ -65,7 +65,7 @@ def test_the_fullest_pattern_is_the_best_subset_sum(counts: dict[int, int], room
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_patterns_use_up_the_histogram(counts: list[int]) -> None:
     histogram = np.array([0, *counts])
     patterns = find_patterns(histogram)

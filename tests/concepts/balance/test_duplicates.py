@@ -80,7 +80,7 @@ def test_samples_whose_hashes_differ_by_few_bits_are_one(tmp_path: Path, bits: i
     assert found.tolist() == expected and len(expected) > 10
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 20), st.sampled_from([10, 10**4, 10**6, 10**8]), st.data())
 def test_hashes_that_are_near_meet_in_a_table(bits: int, samples: int, data: Any) -> None:
     value = data.draw(st.integers(0, 2**64 - 1))

@@ -122,7 +122,7 @@ def test_coins_keep_a_sample_with_its_weight_as_the_chance() -> None:
         assert abs(found - chance) < 4 * math.sqrt(chance * (1 - chance) / 40_000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.booleans()), min_size=1, max_size=60),
     st.integers(1, 5),

@@ -56,7 +56,7 @@ def test_a_language_that_the_free_draw_leaves_out_gets_its_share() -> None:
     assert found.tolist() == [50, 50]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 400), min_size=6, max_size=6),
     st.lists(st.floats(0, 1), min_size=3, max_size=3),

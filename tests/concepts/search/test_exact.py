@@ -40,7 +40,7 @@ def test_kinds_of_data(of_concepts: str, of_queries: str, first_pass: str) -> No
     same(ExactSearch(rows, first_pass).top(queries, 9), brute_force(queries, rows, 9))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(PASSES),
     st.sampled_from(KINDS),
@@ -60,7 +60,7 @@ def test_sizes(
 
 
 @pytest.mark.usefixtures("small")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(PASSES),
     st.lists(st.lists(st.floats(-(2.0**50), 2.0**50, width=32), min_size=3, max_size=3), min_size=2, max_size=130),

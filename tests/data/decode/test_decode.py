@@ -190,7 +190,7 @@ def test_flipped_bits_are_judged_as_pillow_judges(decoder_name: str) -> None:
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
     end=st.floats(0.2, 1),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_damaged_files_raise_nothing_else(format: str, changes: list[tuple[float, int]], end: float) -> None:
     data = bytearray(image_bytes(24, 20, format=format))
     for place, value in changes:
