@@ -74,9 +74,9 @@ def test_six_things_wrong_are_six_problems(make_recipe: MakeRecipe, tmp_path: Pa
         "train.global_batch_size=20 is not a multiple of train.micro_batch_size=1 x 16 data-parallel ranks: set it to",
         "train.precision=fp8: A800 of site a800 is Ampere (compute capability 8.0) and has no FP8 units, which begin "
         "with 8.9: use train.precision=bf16, or another site",
-        "packs.h5 was made with sequence_length=512, this run has 448: run `make pack` again",
+        "packs.h5 was made with sequence_length=256, this run has 448: run `make pack` again",
         "__0_0.distcp has 0 bytes instead of 1000",
-        "holds a run made with other settings: data.sequence_length=448 (was 512)",
+        "holds a run made with other settings: data.sequence_length=448 (was 256)",
         "GB are free on the disk of",
     ]
     assert len(check.problems) == len(lines) == 6
@@ -186,7 +186,7 @@ def test_memory_names_the_knobs_that_help(make_recipe: MakeRecipe) -> None:
     big = [line for line in preflight(recipe, A800, nodes=2).problems if line.startswith("a GPU needs")]
     assert len(big) == 1
     assert "A800 of site a800 has 85.9 GB: set model.recompute=full (is none), lower train.micro_batch_size=2" in big[0]
-    assert ", set parallel.tensor=2 parallel.sequence=true (about 80.7 GB), set parallel.context=8 (about" in big[0]
+    assert ", set parallel.tensor=2 parallel.sequence=true (about 80.6 GB), set parallel.context=8 (about" in big[0]
     assert big[0].endswith("GB), or use larger GPUs")
     assert not any("a GPU needs" in line for line in preflight(recipe, replace(A800, gpu_memory_gb=0), 2).problems)
     roomy = replace(A800, gpu_memory_gb=500)
