@@ -8,7 +8,6 @@ moments and no FP32 masters (8 bytes a parameter where ours takes 18), which is 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import inspect
 import math
 import time
@@ -25,6 +24,7 @@ from benchmarks.throughput.packs import TEXT, synthetic_batch
 from onevision.convert.hf_config import language_fields
 from onevision.data.batch import PackedBatch
 from onevision.errors import InputError
+from onevision.machine import version
 from onevision.model.presets import PRESETS, LanguageArchitecture
 from onevision.training.flops import Work, device_peak, step_flops
 
@@ -58,8 +58,9 @@ class Peer:
 
 def missing(peer: Peer) -> str:
     """What the peer needs and this machine lacks; empty if it can run."""
-    needed = {"transformers": True, "liger_kernel": peer.liger, "flash_attn": peer.attention == "flash_attention_2"}
-    absent = [name for name, wanted in needed.items() if wanted and importlib.util.find_spec(name) is None]
+    # By the names of packages: flash-attn-4, another one, has a module flash_attn too.
+    needed = {"transformers": True, "liger-kernel": peer.liger, "flash-attn": peer.attention == "flash_attention_2"}
+    absent = [name for name, wanted in needed.items() if wanted and version(name) is None]
     if not absent and peer.attention in (VARLEN, "flash_attention_2") and not torch.cuda.is_available():
         return "needs a GPU"
     return f"{', '.join(absent)} not installed" if absent else ""

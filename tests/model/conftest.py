@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from onevision.model.device import Ranks, start
+from tests.data.conftest import ops
+
+__all__ = ["device", "ops"]
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,11 @@ def test_graphs_change_no_bit(device: torch.device, dtype: torch.dtype, recomput
 @pytest.mark.parametrize("freeze", [[], ["vision", "language"]])
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_with_the_kernels_of_a_gpu(device: torch.device, dtype: torch.dtype, recompute: str, freeze: list[str]) -> None:
+def test_with_the_kernels_of_a_gpu(
+    request: pytest.FixtureRequest, device: torch.device, dtype: torch.dtype, recompute: str, freeze: list[str]
+) -> None:
+    if device.type == "cuda":
+        request.getfixturevalue("ops")
     recipe = ModelRecipe(recompute=recompute, recompute_modules=["activation"])
     modules = fused_modules(recipe) if device.type == "cpu" else backend_modules(device, "torch", again(recipe))
     eager, model = (small_model(recipe, dtype, freeze, modules, device) for _ in range(2))

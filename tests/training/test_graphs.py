@@ -11,7 +11,7 @@ import pytest
 
 from onevision.errors import InputError
 from onevision.recipe import Recipe
-from onevision.training import loop, stepper
+from onevision.training import loop, optimizer, stepper
 from onevision.training.history import read_metrics
 from onevision.training.loop import train
 from tests.model.tape import tape_record
@@ -52,7 +52,39 @@ def test_graphs_change_no_loss(make_recipe: MakeRecipe, tmp_path: Path, monkeypa
     assert len(recorded) == 2 * 2 * 4  # in two runs, forward and backward, what is around the attention of three layers
 
 
+def test_recordings_have_nodes_of_autograd_of_their_own(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of data parallelism belong to the stream of training: no CUDA graph can be recorded with one of them."""
+    held: list[Any] = []
+    found: dict[Any, bool] = {}  # nodes that take a gradient out of autograd: whether they were there before
+
+    def data_parallel(*args: Any, **kwargs: Any) -> Any:
+        wrapped = optimizer.data_parallel(*args, **kwargs)
+        held.extend(wrapped.grad_accs)
+        for node in held:
+            node.metadata["before"] = True
+        return wrapped
+
+    def record(compute: Any) -> Any:
+        results, start = tape_record(compute)
+        waiting = [result.grad_fn for result in results]
+        while waiting:
+            if (node := waiting.pop()) is not None:
+                waiting += [below for below, _ in node.next_functions]
+                if hasattr(node, "variable"):
+                    found[node] = "before" in node.metadata
+        return results, start
+
+    monkeypatch.setattr(stepper, "data_parallel", data_parallel)
+    monkeypatch.setattr(stepper, "cuda_record", lambda device: record)
+    monkeypatch.setattr(loop, "machine_problems", lambda *_: [])
+    train(make_recipe(performance=GRAPHS, **SETTINGS))
+    assert len(found) > 24 and not any(found.values())  # the weights of three layers, and what comes into the pieces
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("ops")
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 def test_on_a_gpu(make_recipe: MakeRecipe, tmp_path: Path, recompute: str) -> None:
     model = {"preset": "tiny", "backend": "torch", "recompute": recompute, "recompute_modules": ["activation"]}

@@ -57,6 +57,7 @@ def test_gradients_summed_in_bf16_are_near_those_in_fp32(make_recipe: MakeRecipe
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("ops")
 def test_overlap_on_a_gpu(make_recipe: MakeRecipe) -> None:
     plain = make_recipe("plain", precision="bf16", **SETTINGS)
     performance = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}

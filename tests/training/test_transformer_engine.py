@@ -32,7 +32,7 @@ MakeRecipe = Callable[..., Recipe]
 GPU = torch.device("cuda", 0)
 TE = "transformer_engine"
 
-pytestmark = [pytest.mark.gpu]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ops")]
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,9 @@ PyTorch's modules and with the interpreted kernels of a GPU: not one bit differs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,22 +84,23 @@ class Piece:
             hidden = self.residual if closes is None else closes.after_attention(self.attended, self.residual)
             return (hidden,) if opens is None else opens.before_attention(hidden, angles, None)
 
-        self.results, self._forward = record(compute)
+        with _stand_ins(parts) as self._weights:
+            self.results, self._forward = record(compute)
         self._backward: Callable[[], None] = _unrecorded
 
     def record_backward(self, gradients: Gradients, record: Record) -> None:
         """Record the backward pass: from `gradients` of the results to those of what came in, and into main_grad."""
         self.gradients = gradients
         inputs = [self.residual] if self.attended is None else [self.residual, self.attended]
-        results, above = self.results, self._above()
+        results, above, weights = self.results, self._above(), self._weights
 
         def compute() -> tuple[Tensor, ...]:
-            for parameter in self.parameters:
-                parameter.grad_added_to_main_grad = False  # a product that adds its own says so
-            found = torch.autograd.grad(results, [*inputs, *self.parameters], above)
-            for parameter, gradient in zip(self.parameters, found[len(inputs) :], strict=True):
-                if not parameter.grad_added_to_main_grad:
-                    parameter.main_grad.add_(gradient)
+            for weight in weights:
+                weight.grad_added_to_main_grad = False  # a product that adds its own says so
+            found = torch.autograd.grad(results, [*inputs, *weights], above)
+            for weight, gradient in zip(weights, found[len(inputs) :], strict=True):
+                if not weight.grad_added_to_main_grad:
+                    weight.main_grad.add_(gradient)
             gradients.residual.copy_(found[0])
             if self.attended is not None:
                 gradients.attended.copy_(found[1])
@@ -105,6 +108,7 @@ class Piece:
 
         _, self._backward = record(compute)
         self.results = tuple(result.detach() for result in results)  # what they were made of is not needed any more
+        self._weights = []
 
     def forward(self, attended: Tensor | None, residual: Tensor) -> tuple[Tensor, ...]:
         """Residual, q, k and v of the attention's output and the residual; of the last piece, hidden states."""
@@ -162,6 +166,7 @@ class LanguageGraphs:
             return
         hidden, self._angles = self._seen
         self._seen = None
+        gc.collect()  # what is freed by chance may not be freed in the middle of a recording
         layers = list(self._decoder.layers)
         residual = torch.zeros_like(hidden)
         for closes, opens in zip([None, *layers], [*layers, None], strict=True):
@@ -221,6 +226,33 @@ def _opening(layer: Layer | None) -> list[torch.nn.Module]:
         return []
     attention = layer.self_attention
     return [layer.input_layernorm, attention.linear_qkv, attention.q_layernorm, attention.k_layernorm]
+
+
+@contextmanager
+def _stand_ins(parts: Sequence[torch.nn.Module]) -> Iterator[list[torch.nn.Parameter]]:
+    """Inside, other parameters on the same memory stand in the places of those of `parts` that are trained.
+
+    A parameter's gradient leaves autograd at a node that belongs to the stream in which it was made, and Megatron holds
+    the nodes of training. A CUDA graph, recorded in another stream, cannot have one of them: training's stream would
+    have to wait for the recording. A stand-in has a node of the recording.
+    """
+    places = [
+        (module, name, parameter)
+        for part in parts
+        for module in part.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    others = []
+    for module, name, parameter in places:
+        others.append(torch.nn.Parameter(parameter.detach()))
+        others[-1].__dict__.update(parameter.__dict__)  # main_grad among them
+        setattr(module, name, others[-1])
+    try:
+        yield others
+    finally:
+        for module, name, parameter in places:
+            setattr(module, name, parameter)
 
 
 def _place(value: Tensor, place: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.throughput import peers
 from benchmarks.throughput.packs import TEXT, synthetic_batch
 from benchmarks.throughput.peers import Peer, build_peer, measure_peer, missing, peer_inputs
 from onevision.model.presets import PRESETS
@@ -51,5 +52,7 @@ def test_a_peer_is_measured() -> None:
     assert row["finite"] and row["tokens_per_second_per_gpu"] * row["seconds"] == pytest.approx(row["tokens"])
 
 
-def test_what_a_peer_lacks_is_said() -> None:
+def test_what_a_peer_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPU" in missing(Peer(attention="torch_varlen")) or torch.cuda.is_available()
+    monkeypatch.setattr(peers, "version", lambda package: None if package == "flash-attn" else "4.0")
+    assert missing(Peer(attention="flash_attention_2")) == "flash-attn not installed"  # flash-attn-4 is another one
