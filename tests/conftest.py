@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from jobs.here import QUIET_THREADS
+from tests.forks import PRELOAD, SERVER
 
 # How long a machine takes, which may be busy, is nobody's mistake.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,6 +46,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
+    SERVER.set_forkserver_preload(PRELOAD)  # after modules of benchmarks/, which say the like while they are imported
     # What was imported stays: no collection of garbage, of which Megatron asks for one a save, is to look through it.
     gc.collect()
     gc.freeze()

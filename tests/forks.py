@@ -21,7 +21,7 @@ from typing import Any
 from onevision.errors import OneVisionError
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "benchmarks.loaded"])
+PRELOAD = ["pytest", "benchmarks.loaded"]
 
 
 class Forked:
