@@ -101,6 +101,12 @@ def test_page_shows_the_measured_dealings(packed: Recipe) -> None:
     assert f"Of {measured[0].ranks} ranks with {BATCH} packs a step" in found.text
 
 
+def test_packs_of_a_selection_are_compared_with_the_selection(packed: Recipe, tmp_path: Path) -> None:
+    overrides = [f"data.balanced={packed.data.corpus}", f"data.corpus={tmp_path / 'whole'}"]
+    facts = read_pack_facts(load_recipe(Path(packed.data.packs).parent / "recipe.yaml", overrides))
+    assert facts.corpus_folder == Path(packed.data.corpus) and facts.corpus and not facts.notes
+
+
 def test_no_number_is_cut_off_in_a_narrow_terminal(packed: Recipe) -> None:
     facts = read_pack_facts(packed)
     console = Console(file=io.StringIO(), width=40, highlight=False)
