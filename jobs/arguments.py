@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.place import SETTINGS, Place, place_of
+from jobs.status import all_folders
 from onevision.errors import InputError
 from onevision.recipe import Recipe, load_recipe
 
@@ -44,5 +45,5 @@ def run_recipe(run: Path, overrides: list[str]) -> Recipe:
         InputError: it is not a run folder, or an override is wrong.
     """
     if not (run / "recipe.yaml").exists():
-        raise InputError(f"{run} is not a run folder: it has no recipe.yaml")
+        raise InputError(f"{run} is not a run folder: it has no recipe.yaml; {all_folders()}")
     return load_recipe(run / "recipe.yaml", overrides)
