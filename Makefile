@@ -177,7 +177,7 @@ cuda-check: $(READY)  ## without a GPU: compile for A800 and H100, run the kerne
 	@$(JOBS) cuda-check
 
 gpu-check:  ## on any GPU: correctness of every op, training parity, benchmarks, and a report; goes on where it was ended: OUT=dir SECONDS=n ONLY=a,b AGAIN=a,b
-	@PYTHONPATH=src:.$(PYTHONPATH:%=:%) $(gpu_python) -m jobs gpu-check $(OUT:%=out=%) $(SECONDS:%=seconds=%) \
+	@PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" $(gpu_python) -m jobs gpu-check $(OUT:%=out=%) $(SECONDS:%=seconds=%) \
 	  $(ONLY:%=only=%) $(AGAIN:%=again=%) $(ARGS)
 
 ##@ Benchmarks

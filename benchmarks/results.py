@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +41,18 @@ class Row:
     def ratio(self) -> float | None:
         """value / reference_value; None where the reference is zero."""
         return self.value / self.reference_value if self.reference_value else None
+
+
+def settings(arguments: Sequence[str], *names: str) -> dict[str, str]:
+    """The arguments key=value, each one of `names`. Ends with a line and exit code 2 where one is not: hours must not
+    pass before somebody sees that it was mistyped.
+    """
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals or key not in names:
+            print(f"error: {argument!r} is not one of {', '.join(f'{name}=' for name in names)}", file=sys.stderr)
+            sys.exit(2)
+    return dict(argument.split("=", 1) for argument in arguments)
 
 
 def write_results(

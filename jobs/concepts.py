@@ -130,5 +130,7 @@ def _run(name: str, arguments: list[str]) -> int:
     path, overrides, own = parse(arguments, name, "recipe file", ("ranks", "samples"))
     if own.get("samples"):
         overrides = [*overrides, f"concepts.samples={sample_count(own['samples'])}"]
-    place = place_of(own)
-    return start(concept_work(name, load_recipe(path, overrides), data_ranks(own), place.nodes), place)
+    recipe, place = load_recipe(path, overrides), place_of(own)
+    if name == "vocabulary" and (problems := vocabulary_problems(recipe)):
+        raise InputError(*problems)
+    return start(concept_work(name, recipe, data_ranks(own), place.nodes), place)

@@ -32,7 +32,7 @@ def run_import(arguments: list[str]) -> int:
     if set(sources) not in ({"language", "vision"}, {"exported"}):
         raise InputError("import needs language=DIR (Qwen3) and vision=DIR (RICE-ViT), or exported=DIR alone")
     work = import_work(recipe, sources)
-    return start(work, place_of(own), lambda summary: print(f"{recipe.output}: {summary}"))
+    return start(work, place_of(own), lambda summary: print(f"{recipe.output}: {summary_line(summary)}"))
 
 
 def run_export(arguments: list[str]) -> int:
@@ -82,7 +82,7 @@ def export_here(recipe: Recipe, run: Path, step: int | None, output: Path, parit
 
     source = run if step is None else step_folder(run, step)
     made = export(source, recipe.data, output)
-    summary, told = made.summary, f"{made.summary}"
+    summary, told = made.summary, summary_line(made.summary)
     found = output / "parity.json"  # of this very export: a new one takes the folder's place
     if made.skipped and parity == "auto" and found.exists() and read_json(found)["met"]:
         return f"{told}\n{(output / 'parity.txt').read_text(encoding='utf-8')}"
@@ -94,3 +94,12 @@ def export_here(recipe: Recipe, run: Path, step: int | None, output: Path, parit
     if not report["met"]:
         raise DataError(f"{output}: other logits than the checkpoint's, see {output / 'parity.txt'}")
     return f"{told}\n{table(report)}"
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """The summary of an import or export as a line."""
+    parts = [f"step {summary['step']}"] if "step" in summary else []
+    parts += [f"{summary['architecture']}, {summary['parameters']:,} parameters"]
+    parts += [f"{summary['tensors']} tensors", f"{summary['bytes']:,} bytes"]
+    parts += [f"{summary['dtype']}, shards: {summary['shards']}"] if "shards" in summary else []
+    return ", ".join(parts)

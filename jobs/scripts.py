@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -54,9 +55,11 @@ def script(recipe_file: Path, site: Site) -> str:
     text = executor._make_submission_file_text(command, "")
     assert all(line in text for line in [*values["setup"], *values["teardown"]])
     text = text.replace("export SUBMITIT_EXECUTOR=slurm\n", "").replace("export SUBMITIT_LOG_LEVEL=WARNING\n", "")
-    text = text.replace(f"cd {Path.cwd()} ", 'cd "$SLURM_SUBMIT_DIR" ')
+    text = text.replace(f"cd {shlex.quote(str(Path.cwd()))} ", 'cd "$SLURM_SUBMIT_DIR" ')
     for here in (Path.cwd(), ROOT):
-        text = text.replace(f"{here}/", "").replace(f"--bind {here} ", '--bind "$SLURM_SUBMIT_DIR" ')
+        text = text.replace(f"--bind {shlex.quote(str(here))} ", '--bind "$SLURM_SUBMIT_DIR" ')
+        text = re.sub(rf"'([^' ]*){re.escape(str(here))}/([^' ]*)'", r"\1\2", text)  # quoted where it has a blank
+        text = text.replace(f"{here}/", "")
     folder = f"{recipe.output}/log/slurm"
     ranks, batch = site.ranks(NODES), recipe.train.global_batch_size
     settings = f" train.global_batch_size={-(-batch // ranks) * ranks}" if batch % ranks else ""  # else it is refused

@@ -132,6 +132,11 @@ def _line(console: Console, text: str, style: str = "") -> None:
 
 def nothing_in(folder: Path) -> str:
     """The error for a folder in which there is neither a run nor a job."""
-    there = ", ".join(sorted({str(facts.folder) for facts in find_all()})) or "none"
     what = "holds no run and no queued job" if folder.is_dir() else "does not exist"
-    return f"{folder} {what}; folders with runs or jobs: {there}"
+    return f"{folder} {what}; {all_folders()}"
+
+
+def all_folders() -> str:
+    """What may be named instead: the folders with runs or jobs."""
+    there = ", ".join(sorted({str(facts.folder) for facts in find_all()})) or "none"
+    return f"folders with runs or jobs: {there}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from onevision.progress import LOG_ONLY, MARK
+from onevision.progress import LOG_ONLY, MARK, bar
 
 _LOG_ONLY = (LOG_ONLY, "Fatal Python error:")
 _ERASE = "\r\x1b[2K"
+_BAR = re.compile("(━*)╌*(?<=[━╌]) ")
+_SHORTEST_BAR = 5  # characters
 
 
 class LogStream:
@@ -72,10 +75,27 @@ class LogStream:
         if name != self._open:
             self._leave_progress()
         width = shutil.get_terminal_size().columns - 1
-        self._out.write(_ERASE + (line if cell_len(line) <= width else set_cell_size(line, width)))
+        self._out.write(_ERASE + _fitted(line, width))
         self._open = name
 
     def _leave_progress(self) -> None:
         if self._open:
             self._out.write("\n")
         self._open = ""
+
+
+def _fitted(line: str, width: int) -> str:
+    """A progress line in `width` columns: with a shorter bar, then without fields, from the last but one on, so that
+    what is said last, how long it will take, stays.
+    """
+    if (excess := cell_len(line) - width) <= 0:
+        return line
+    if found := _BAR.search(line):
+        length = len(found[0]) - 1
+        shorter = bar(len(found[1]) / length, min(length, max(_SHORTEST_BAR, length - excess)))
+        line = f"{line[: found.start()]}{shorter} {line[found.end() :]}"
+    fields = line.split("  ")
+    while cell_len("  ".join(fields)) > width and len(fields) > 2:
+        del fields[-2]
+    line = "  ".join(fields)
+    return line if cell_len(line) <= width else set_cell_size(line, width)

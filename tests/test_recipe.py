@@ -131,6 +131,7 @@ def test_mixtures_that_cannot_be_are_told_all_at_once(entries: list[dict[str, ob
     ("text", "line"),
     [
         ("train: [", "cannot be read"),
+        ("train:\n  steps: 3\n   lr: 4", "cannot be read: line 3, column 6: mapping values are not allowed"),
         ("- a", "is not a mapping"),
         ("trian:\n  steps: 1", "unknown key 'trian'; the nearest is 'train'"),
         ("train: 5", "train=5 is not a section"),

@@ -13,10 +13,12 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before it is read: threads that wait leave the cores to others
 
 from benchmarks.concepts import balance, search
+from benchmarks.results import settings
 
 
 def main(arguments: list[str]) -> int:
     """Run both."""
+    settings(arguments, "quick", "strict")
     return max(search.main(arguments), balance.main(arguments))
 
 

@@ -14,14 +14,12 @@ import sys
 os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")  # before they are loaded
 
 from benchmarks.data import images, lengths, loader
+from benchmarks.results import settings
 
 
 def main(arguments: list[str]) -> int:
     """Run all three."""
-    given = dict(text.partition("=")[::2] for text in arguments)
-    if unknown := given.keys() - {"fast", "strict"}:
-        print(f"error: unknown argument {unknown.pop()!r}; there are: fast, strict", file=sys.stderr)
-        return 2
+    given = settings(arguments, "fast", "strict")
     found = images.main(given.get("fast", sys.executable)) + lengths.main() + loader.main()
     unmet = [row for row in found if not row.met]
     for row in unmet:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import Row, package_versions, show, write_results
+from benchmarks.results import Row, package_versions, settings, show, write_results
 from onevision.corpus.build import build_corpus
 from onevision.data.loader import PackLoader
 from onevision.data.tokenizer import load_tokenizer
@@ -205,7 +205,7 @@ def rows(workers: int = 0, quick: bool = False, note: Callable[[str], None] = pr
 
 def main(arguments: list[str]) -> int:
     """Measure, print, and on a GPU write benchmarks/results/device.json."""
-    given = dict(text.partition("=")[::2] for text in arguments)
+    given = settings(arguments, "quick", "workers")
     quick = given.get("quick") == "1"
     found = rows(int(given.get("workers", 0)), quick)
     show("the loader on a device", found)

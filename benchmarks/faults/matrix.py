@@ -41,13 +41,13 @@ def chosen(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
     """Those with one of the texts in their name; all without a text.
 
     Raises:
-        InputError: there is none.
+        InputError: a text is in none.
     """
-    found = [case for case in cases if not only or any(text in case.name for text in only)]
-    if not found:
-        faults = ", ".join(dict.fromkeys(case.fault for case in cases))
-        raise InputError(f"only={','.join(only)} fits no row; the faults are: {faults}")
-    return found
+    for text in only:
+        if not any(text in case.name for case in cases):
+            faults = ", ".join(dict.fromkeys(case.fault for case in cases))
+            raise InputError(f"only={text} fits no row; the faults are: {faults}")
+    return [case for case in cases if not only or any(text in case.name for text in only)]
 
 
 def run_cases(lab: Lab, cases: Sequence[Case]) -> list[Result]:

@@ -14,14 +14,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.packing import cases, synthetic
-from benchmarks.results import Row, package_versions, show, write_results
+from benchmarks.results import Row, package_versions, settings, show, write_results
 
 
 def main(arguments: list[str]) -> int:
     """Run all cases; see the head comment."""
-    settings = dict(text.split("=", 1) for text in arguments)
-    samples = int(settings.get("samples", 85_000_000))
-    with tempfile.TemporaryDirectory(prefix="onevision-packing-", dir=settings.get("folder")) as name:
+    given = settings(arguments, "samples", "strict", "folder")
+    samples = int(given.get("samples", 85_000_000))
+    with tempfile.TemporaryDirectory(prefix="onevision-packing-", dir=given.get("folder")) as name:
         folder = Path(name)
         print(f"input: the lengths of {samples:,} samples", flush=True)
         synthetic.write(folder / "corpus", samples)
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     show("packing", rows)
     path = write_results("packing", rows, package_versions("numpy", "numba", "h5py", "mpi4py", "mpich", "trl"))
     print(f"{sum(row.met for row in rows)} of {len(rows)} goals met; written to {path}")
-    return 1 if settings.get("strict") == "1" and not all(row.met for row in rows) else 0
+    return 1 if given.get("strict") == "1" and not all(row.met for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import Row, package_versions, write_results
+from benchmarks.results import Row, package_versions, settings, write_results
 from benchmarks.slurm.cases import CASES, INTERVAL, SETTINGS, Result, disturb, result, submit
 from benchmarks.slurm.lab import Lab
 from benchmarks.slurm.whole import (
@@ -38,7 +38,7 @@ PATH = "slurm"
 
 def main(arguments: list[str]) -> int:
     """Run all cases, or those named case=NAME; see the head comment."""
-    strict = "strict=1" in arguments
+    strict = settings(arguments, "case", "strict").get("strict") == "1"
     chosen = [text.removeprefix("case=") for text in arguments if text.startswith("case=")]
     if unknown := set(chosen) - {case.name for case in CASES}:
         raise InputError(f"unknown case {unknown.pop()!r}; there are: {', '.join(case.name for case in CASES)}")

@@ -68,5 +68,7 @@ def check_yaml(text: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of what an error says; of text that is no YAML where it stops being it, and why."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return next(iter(str(error).splitlines()), type(error).__name__)

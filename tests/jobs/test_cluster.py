@@ -109,6 +109,13 @@ def test_the_plain_scripts_did_not_drift(path: Path) -> None:
     assert path.read_text() == scripts()[path.relative_to(ROOT)], "run `make scripts`"
 
 
+def test_a_plain_script_is_the_same_from_a_folder_with_a_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "my clone"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert scripts() == {path.relative_to(ROOT): path.read_text() for path in (ROOT / "sbatch").glob("*/*.sbatch")}
+
+
 def test_all_plain_scripts_are_there() -> None:
     assert {path.relative_to(ROOT) for path in (ROOT / "sbatch").glob("*/*.sbatch")} == set(scripts())
 

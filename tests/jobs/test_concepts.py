@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import parameters
-from jobs.concepts import concept_work, run_balance, sample_count, vocabulary_problems
+from jobs.concepts import concept_work, run_balance, run_vocabulary, sample_count, vocabulary_problems
 from jobs.pipeline import Step, pipeline_steps, refuse
 from jobs.place import Place
 from jobs.sites import Site
@@ -89,6 +89,9 @@ def test_sources_of_names_that_are_missing_are_refused_before_anything_is_queued
     assert keys == ["concepts.words", "concepts.bigrams", "concepts.titles"]
     assert "name the folder of a CLIP model" in problems[-1]
     assert vocabulary_problems(load_recipe(TINY / "stage1_5.yaml")) == []
+    with pytest.raises(InputError) as refused:
+        run_vocabulary([str(LARGE / "stage1_5.yaml"), f"concepts.wordnet={missing}", "concepts.weights="])
+    assert str(refused.value).splitlines() == problems
     steps = pipeline_steps(LARGE, [], EXPORTED, nodes=1)
     with pytest.raises(InputError, match=r"vocabulary: concepts\.words=data/names/words\.tsv does not exist"):
         refuse([step for step in steps if step.names], Place(Site(scheduler="slurm")))

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from jobs import status
+from jobs.arguments import run_recipe
 from jobs.facts import Answers, Facts, find, find_all, folder_facts, read_lock
 from jobs.judge import Row, bad_nodes, judge, waits
 from jobs.records import metrics_ns
@@ -327,6 +328,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed: diverged" in out and "a: exit code 4: loss is nan" in out and "not started" not in out
     with pytest.raises(InputError, match=r"^runs/c does not exist; folders with runs or jobs: runs/a, runs/b$"):
         status.run(["runs/c"])
+    with pytest.raises(InputError, match=r"^runs is not a run folder: it has no recipe.yaml; .*: runs/a, runs/b$"):
+        run_recipe(Path("runs"), [])
 
 
 def test_the_slow_packages_are_not_imported() -> None:

@@ -37,14 +37,30 @@ def test_progress_redraws_in_place_on_a_terminal(tmp_path: Path) -> None:
     text = f"hello\n{MARK}pack 1/2\n{MARK}pack 2/2\n{MARK}train 1/9\na line\n{MARK}train 2/9\n".encode()
     erase = "\r\x1b[2K"
     assert shown(Terminal(), tmp_path / "log", text) == (
-        f"hello\n{erase}{MARK}pack 1/2{erase}{MARK}pack 2/2\n"
-        f"{erase}{MARK}train 1/9\na line\n{erase}{MARK}train 2/9\n"
+        f"hello\n{erase}{MARK}pack 1/2{erase}{MARK}pack 2/2\n{erase}{MARK}train 1/9\na line\n{erase}{MARK}train 2/9\n"
     )
 
 
 def test_progress_fits_the_width_in_wide_characters_too(tmp_path: Path) -> None:
     line = shown(Terminal(), tmp_path / "log", f"{MARK}pack {'数' * 40}\n".encode())
     assert line == f"\r\x1b[2K{MARK}pack {'数' * 16}\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("110", "▸ stage2    ━━━━━━━━━━━╌╌╌╌╌╌╌╌╌ step 456/800  loss 0.6564  4,252 tokens/s  MFU 26.3%  ETA 1:39"),
+        ("91", "▸ stage2    ━━━━━━━━╌╌╌╌╌╌╌ step 456/800  loss 0.6564  4,252 tokens/s  MFU 26.3%  ETA 1:39"),
+        ("80", "▸ stage2    ━━━╌╌ step 456/800  loss 0.6564  4,252 tokens/s  ETA 1:39"),
+        ("60", "▸ stage2    ━━━╌╌ step 456/800  loss 0.6564  ETA 1:39"),
+    ],
+)
+def test_a_narrow_terminal_still_shows_how_long_it_will_take(
+    columns: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    line = f"{MARK}stage2    {'━' * 11}{'╌' * 9} step 456/800  loss 0.6564  4,252 tokens/s  MFU 26.3%  ETA 1:39\n"
+    assert shown(Terminal(), tmp_path / "log", line.encode()) == f"\r\x1b[2K{expected}\n"
 
 
 def test_elsewhere_lines_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,7 @@ def test_page_shows_every_number_of_the_summary(packed: Recipe) -> None:
     facts = read_pack_facts(packed)
     found, summary = page(facts), read_json(Path(packed.data.packs) / "step.json")["summary"]
     for unit in ("packs", "samples"):
-        expected = [
-            count for name, of in HISTOGRAMS if of == unit for count in summary[name]["counts"] if count
-        ]
+        expected = [count for name, of in HISTOGRAMS if of == unit for count in summary[name]["counts"] if count]
         assert counts_of(found, unit) == expected
     for key in ("samples", "tokens", "packs"):
         assert f"{summary[key]:,} {key}" in found.text
@@ -101,6 +99,21 @@ def test_page_shows_the_measured_dealings(packed: Recipe) -> None:
         assert f"({percent(row.random_spread)})" in shown
     assert "this recipe" in found.text
     assert f"Of {measured[0].ranks} ranks with {BATCH} packs a step" in found.text
+
+
+def test_packs_of_a_selection_are_compared_with_the_selection(packed: Recipe, tmp_path: Path) -> None:
+    overrides = [f"data.balanced={packed.data.corpus}", f"data.corpus={tmp_path / 'whole'}"]
+    facts = read_pack_facts(load_recipe(Path(packed.data.packs).parent / "recipe.yaml", overrides))
+    assert facts.corpus_folder == Path(packed.data.corpus) and facts.corpus and not facts.notes
+
+
+def test_no_number_is_cut_off_in_a_narrow_terminal(packed: Recipe) -> None:
+    facts = read_pack_facts(packed)
+    console = Console(file=io.StringIO(), width=40, highlight=False)
+    print_report(facts, console)
+    found = re.findall(r"[\d,]+ +[\d,]+ +[\d,]+ +[\d.,]+\s% +[\d.]+ x$", console.file.getvalue(), re.MULTILINE)
+    assert len(found) == len(paddings(facts)) and "Padded to" in console.file.getvalue()
+    assert console.width == 40
 
 
 def test_page_stands_alone(packed: Recipe) -> None:

@@ -125,7 +125,10 @@ class CorpusIndex:
             DataError: corpus.h5 is damaged, or a part or a shard is missing, truncated, too long or of another making.
         """
         path = Path(folder) / FILE
-        absent = "run `make corpus`, or set data.corpus (of held-out samples: evaluation.corpus) to a corpus folder"
+        absent = (
+            "run `make corpus`, or set data.corpus (of held-out samples: evaluation.corpus) to a corpus folder; of a "
+            "balanced selection (data.balanced): run `make balance`, or set data.balanced= to take the whole corpus"
+        )
         with hdf5.opened(path, FORMAT_VERSION, absent, "run `make corpus` again") as file:
             index = cls(path=path, **_columns(path, file))
             samples = int(file.attrs["samples"])

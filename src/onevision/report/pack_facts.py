@@ -46,13 +46,13 @@ class PackFacts:
 
 
 def read_pack_facts(recipe: Recipe) -> PackFacts:
-    """Read the packs `data.packs`, and what the corpus `data.corpus` says of its rejects.
+    """Read the packs `data.packs`, and what their corpus (`data.balanced`, else `data.corpus`) says of its rejects.
 
     Raises:
         InputError: there are no packs, or they were made by an older version.
         DataError: the pack index is damaged.
     """
-    folder, corpus_folder = Path(recipe.data.packs), Path(recipe.data.corpus)
+    folder, corpus_folder = Path(recipe.data.packs), Path(recipe.data.balanced or recipe.data.corpus)
     index = PackIndex.open(folder)
     packs = read_json(folder / "step.json")
     if "bounds" not in packs.get("summary", {}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from onevision.report.page import Card
 
 ROWS = 20  # of a histogram
 BAR = 30  # characters
+TEXT = 12  # characters in a line of a table's text at least, where it has so many
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -86,10 +88,17 @@ def print_title(console: Console, title: str, hint: str) -> None:
 
 
 def print_table(console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    """A table of numbers behind a column of names, which may break."""
+    """A table of numbers behind a column of names. Columns without a title have text, which may break; no number is cut
+    off: a table of more of them than fit goes on behind the terminal's edge.
+    """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=bool(number or name), overflow="fold")
+    least = 2 * (len(columns) - 1)
+    for number, (title, *column) in enumerate(zip(columns, *cells, strict=True)):
+        table.add_column(title, justify="right" if number else "left", no_wrap=bool(title), overflow="fold")
+        width = max(map(cell_len, (title, *column)))
+        least += width if title else min(width, TEXT)
     for row in cells:
         table.add_row(*map(Text, row))
+    terminal, console.width = console.width, max(console.width, least)
     console.print(table)
+    console.width = terminal
