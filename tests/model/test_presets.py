@@ -1,4 +1,4 @@
-"""The published sizes on the meta device: parameters, and a place for each in the Hugging Face layout."""
+"""What a seed draws; the published sizes on the meta device, and a place in Hugging Face's layout for every weight."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from onevision.model.onevision import OneVisionModel
 from onevision.model.presets import PRESETS
 from onevision.recipe import ModelRecipe
 from onevision.training.checkpoint import CONTENT
+
+
+def drawn(dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    with runtime_context(device):
+        model = OneVisionModel(PRESETS["tiny"], language_config(PRESETS["tiny"], ModelRecipe(preset="tiny"), dtype))
+    return dict(model.named_parameters())
+
+
+def test_a_seed_draws_the_same_weights_in_every_precision(device: torch.device) -> None:
+    in_bf16 = drawn(torch.bfloat16, device)
+    for name, weight in drawn(torch.float32, device).items():
+        assert torch.equal(weight.bfloat16(), in_bf16[name]), name
 
 
 def meta_model(preset: str, device: torch.device) -> OneVisionModel:

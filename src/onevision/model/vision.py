@@ -41,6 +41,15 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
 
 
+def _weight(config: TransformerConfig, *shape: int) -> torch.nn.Parameter:
+    """A weight of `config.params_dtype`, drawn if weights are: in FP32, as in Megatron's layers, and so with the same
+    values in every precision. What PyTorch draws in BF16 is something else, and not the same in each release."""
+    values = torch.empty(*shape)
+    if config.perform_initialization:
+        config.init_method(values)
+    return torch.nn.Parameter(values.to(config.params_dtype))
+
+
 class RiceViT(VisionModule):
     """The vision tower. Keys: patch_embed, class_embedding, class_pos_emb, pre_layernorm, decoder.layers.*"""
 
@@ -54,13 +63,11 @@ class RiceViT(VisionModule):
         super().__init__(config=config)
         width, head_dim = architecture.hidden_size, architecture.head_dim
         # A 14x14 convolution with stride 14 is a linear layer on flattened patches.
-        self.patch_embed = torch.nn.Linear(PATCH_VALUES, width, bias=False, dtype=config.params_dtype)
-        self.class_embedding = torch.nn.Parameter(torch.empty(width, dtype=config.params_dtype))
+        self.patch_embed = torch.nn.Linear(PATCH_VALUES, width, bias=False)
+        self.patch_embed.weight = _weight(config, width, PATCH_VALUES)
+        self.class_embedding = _weight(config, width)
         # The rotary angles of the class token, which has no place in the grid.
-        self.class_pos_emb = torch.nn.Parameter(torch.empty(1, head_dim // 2, dtype=config.params_dtype))
-        if config.perform_initialization:
-            for parameter in (self.patch_embed.weight, self.class_embedding, self.class_pos_emb):
-                config.init_method(parameter)
+        self.class_pos_emb = _weight(config, 1, head_dim // 2)
         self.pre_layernorm = build_module(
             modules.norm, config=config, hidden_size=width, eps=architecture.layernorm_epsilon
         )
