@@ -122,7 +122,8 @@ def run_cancel(arguments: list[str]) -> int:
     folder, own = _settings(arguments, "cancel", ("job", "now", "wait"))
     now, wait = _flag(own, "now", False), _number(own, "wait", 600)
     found = sources(folder)
-    queues = {source.conf: Slurm(source.conf).queue() for source in found if source.queued}
+    owners = {owner for source in found for owner in source.facts.owners}
+    queues = {source.conf: Slurm(source.conf).queue(owners) for source in found if source.queued}
     live = [source for source in found if _in_queue(source, queues) or source.processes()]
     if own.get("job"):
         choose(found, own["job"], folder)
@@ -258,7 +259,7 @@ def _follow(source: Source, log: Path, count: int, row: Row, out: TextIO) -> Non
 
 
 def _end_queued(source: Source, queued: Queued, queue: dict[int, Queued], now: bool, wait: int) -> None:
-    slurm, number = Slurm(source.conf), source.facts.job_id
+    slurm, number, owners = Slurm(source.conf), source.facts.job_id, source.facts.owners
     every = find_all() + folder_facts(source.facts.folder)
     after = waiting_for(number, [facts for facts in every if facts.slurm_conf == source.conf and facts.job_id in queue])
     if after:
@@ -267,8 +268,8 @@ def _end_queued(source: Source, queued: Queued, queue: dict[int, Queued], now: b
     title = f"{source.name} (job {number})"
     if queued.state == "RUNNING" and not now and source.facts.has_news:
         slurm.cancel(number, "INT")
-        _wait(f"{title} finishes its step and saves", lambda: _ended(slurm.queue().get(number)), wait, poll=1.0)
-        left = slurm.queue().get(number)
+        _wait(f"{title} finishes its step and saves", lambda: _ended(slurm.queue(owners).get(number)), wait, poll=1.0)
+        left = slurm.queue(owners).get(number)
         if _ended(left):
             if left is not None and left.state == "PENDING":  # it was not ready to listen, and was queued again
                 slurm.cancel(number)
