@@ -50,6 +50,7 @@ class Facts:
     owners: tuple[int, ...] = ()  # who queued it, at most one: a colleague may train a run of a shared folder
     events: tuple[dict[str, Any], ...] = ()  # of all submissions
     bad_nodes: dict[str, Any] = field(default_factory=dict)
+    unreadable: str = ""  # a file that this user may not read; nothing else is known then
 
     @property
     def label(self) -> str:
@@ -114,7 +115,15 @@ def find_all() -> list[Facts]:
 
 
 def folder_facts(folder: Path) -> list[Facts]:
-    """The run in a folder, if it is one, and the jobs that log there."""
+    """The run in a folder, if it is one, and the jobs that log there. Where this user may not read something, the
+    folder is one entry that says so: status must show the other runs."""
+    try:
+        return _folder_facts(folder)
+    except PermissionError as error:
+        return [Facts(folder, is_run=True, unreadable=str(error.filename))]
+
+
+def _folder_facts(folder: Path) -> list[Facts]:
     jobs = [Records(path.parent, path.name.removesuffix(".job.json")) for path in _job_files(folder)]
     found = [(records, job) for records in jobs if (job := _mapping(records.job))]
     values = _mapping(folder / "run.json").get("values", {})
@@ -208,12 +217,19 @@ def _walk(folder: Path, depth: int, root: Path) -> Iterator[Path]:
     if _SUMS in names:  # of a release bundle, with copies of the records of runs
         return
     imported = "step.json" in names and names.get("checkpoints", False)
-    if "run.json" in names or imported or (names.get("log") and (folder / "log" / "slurm").is_dir()):
+    if "run.json" in names or imported or (names.get("log") and _has_jobs(folder)):
         yield folder
     if depth and "records.jsonl" not in names:  # beside records there are their images, millions of them
         for name, is_folder in names.items():
             if is_folder and name not in _CLOSED and not name.startswith("."):
                 yield from _walk(folder / name, depth - 1, root)
+
+
+def _has_jobs(folder: Path) -> bool:
+    try:
+        return (folder / "log" / "slurm").is_dir()
+    except PermissionError:  # folder_facts says so
+        return True
 
 
 def _enters(entry: os.DirEntry[str], root: Path) -> bool:

@@ -22,7 +22,7 @@ import psutil
 
 from jobs.attempt import process_of, runs
 from jobs.facts import Answers, Facts, ask, find_all, folder_facts
-from jobs.judge import Row, judge
+from jobs.judge import Row, judge, not_readable
 from jobs.numbers import whole
 from jobs.records import Records
 from jobs.slurm import Queued, Slurm
@@ -147,9 +147,12 @@ def sources(folder: Path) -> list[Source]:
     """The jobs of a folder, the last start of each name.
 
     Raises:
-        InputError: it is no folder of a run or of jobs.
+        InputError: it is no folder of a run or of jobs, or may not be read.
     """
     every = folder_facts(folder)
+    for facts in every:
+        if facts.unreadable:
+            raise InputError(not_readable(facts))
     beside = next((facts for facts in every if facts.is_run), Facts(folder))
     found: dict[str, Source] = {
         facts.name: Source(facts.name, facts, float(facts.job["submitted"])) for facts in every if facts.job

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jobs import facts as facts_module
 from jobs import status
 from jobs.arguments import run_recipe
 from jobs.cluster import refuse_second
-from jobs.facts import Answers, Facts, ask, elsewhere, find, find_all, folder_facts, read_lock
+from jobs.facts import Answers, Facts, Lock, ask, elsewhere, find, find_all, folder_facts, read_lock
 from jobs.judge import Row, bad_nodes, judge, waits
+from jobs.logs import sources
 from jobs.records import Records, metrics_ns
 from jobs.sites import Site
 from jobs.slurm import Accounted, Queued
@@ -264,6 +266,22 @@ def test_broken_files_hide_no_other_run() -> None:
         "a": ("not started", "2/800"),
         "c": ("running", "0/800"),
     }
+
+
+def test_what_may_not_be_read_hides_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> Lock | None:
+        if path == Path("runs/a/.lock"):
+            raise PermissionError(13, "Permission denied", path)
+        return read_lock(path)
+
+    monkeypatch.setattr(facts_module, "read_lock", refused)
+    make_run(Path("runs/a"), step=3)
+    make_run(Path("runs/b"))
+    rows = rows_of()
+    assert (rows["a"].state, rows["b"].state) == ("unreadable", "not started")
+    assert rows["a"].message == "runs/a/.lock may not be read by this user: ask its owner"
+    with pytest.raises(InputError, match="^runs/a/.lock may not be read by this user"):
+        sources(Path("runs/a"))
 
 
 def test_bad_nodes_are_those_of_runs_that_go_on() -> None:
