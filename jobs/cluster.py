@@ -121,7 +121,7 @@ def refuse_second(records: Records, site: Site) -> None:
     """Raise InputError when the last submission is still in the queue."""
     if records.job.exists():
         former = read_json(records.job)["job_id"]
-        queued = site.slurm.queue().get(former)
+        queued = site.slurm.queue(records.owners()).get(former)
         if queued is not None:
             raise InputError(
                 f"{records.name} is in the queue already as job {former} ({queued.state.lower()}): "

@@ -17,6 +17,15 @@ from onevision.errors import InputError
 from onevision.packing.build import build_packs
 from onevision.recipe import DataRecipe, Recipe, load_recipe
 
+# The folders that the steps write in this repository's recipes.
+USUAL_FOLDERS = {
+    "corpus": "corpus",
+    "vocabulary": "vocabulary",
+    "concepts": "concepts",
+    "balance": "balanced",
+    "pack": "packs",
+}
+
 
 def run_corpus(arguments: list[str]) -> int:
     """python -m jobs corpus RECIPE.yaml [ranks=N] [nodes=N] [key=value ...]
@@ -84,7 +93,8 @@ def shared_work(
     nodes: int,
     needs: Literal["ranks", "gpu_ranks"] = "ranks",
 ) -> Work:
-    """The job of a step that `ranks` share: `build(settings, output, ranks, report)`.
+    """The job of a step that `ranks` share: `build(settings, output, ranks, report)`. It logs beside its output, and is
+    named after it where that is not the step's usual folder: packs and other packs beside them are two jobs.
 
     Raises:
         InputError: the ranks cannot be spread over the nodes.
@@ -92,6 +102,8 @@ def shared_work(
     if ranks % nodes:
         raise InputError(f"ranks={ranks} cannot be spread evenly over nodes={nodes}")
     log_folder = output.parent / "log"
+    if output.name not in ("", USUAL_FOLDERS[name]):
+        name = f"{name}.{output.name}"
     return Work(name, as_rank, (build, settings, output), log_folder, needs=needs, nodes=nodes, ranks=ranks)
 
 

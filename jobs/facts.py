@@ -47,8 +47,10 @@ class Facts:
     finished: bool = False  # the run's step.json is there
     lock: Lock | None = None
     job: dict[str, Any] | None = None  # the last submission
+    owners: tuple[int, ...] = ()  # who queued it, at most one: a colleague may train a run of a shared folder
     events: tuple[dict[str, Any], ...] = ()  # of all submissions
     bad_nodes: dict[str, Any] = field(default_factory=dict)
+    unreadable: str = ""  # a file that this user may not read; nothing else is known then
 
     @property
     def label(self) -> str:
@@ -85,14 +87,11 @@ class Facts:
         own = self.own_events
         return bool(own) and own[-1]["event"] == "end" and own[-1]["decision"] in FINAL
 
-
     @property
     def has_news(self) -> bool:
         """Whether ending the job at once would lose steps; one that is not training can be asked at any time."""
         starts = [row for row in self.own_events if row["event"] == "start"]
-        return not self.steps or (
-            bool(starts) and metrics_ns(self.folder) not in (0, starts[-1].get("metrics_ns"))
-        )
+        return not self.steps or (bool(starts) and metrics_ns(self.folder) not in (0, starts[-1].get("metrics_ns")))
 
 
 @dataclass
@@ -116,7 +115,15 @@ def find_all() -> list[Facts]:
 
 
 def folder_facts(folder: Path) -> list[Facts]:
-    """The run in a folder, if it is one, and the jobs that log there."""
+    """The run in a folder, if it is one, and the jobs that log there. Where this user may not read something, the
+    folder is one entry that says so: status must show the other runs."""
+    try:
+        return _folder_facts(folder)
+    except PermissionError as error:
+        return [Facts(folder, is_run=True, unreadable=str(error.filename))]
+
+
+def _folder_facts(folder: Path) -> list[Facts]:
     jobs = [Records(path.parent, path.name.removesuffix(".job.json")) for path in _job_files(folder)]
     found = [(records, job) for records in jobs if (job := _mapping(records.job))]
     values = _mapping(folder / "run.json").get("values", {})
@@ -147,8 +154,9 @@ def ask(facts: list[Facts], answers: Answers) -> None:
     """Ask each Slurm in use: squeue once, and sacct once about the jobs that went without a word."""
     for conf in sorted({each.slurm_conf for each in facts if each.job and not each.decided}):
         slurm = Slurm(conf)
+        owners = {owner for each in facts if each.slurm_conf == conf and not each.decided for owner in each.owners}
         try:
-            answers.queued |= {(conf, number): queued for number, queued in slurm.queue().items()}
+            answers.queued |= {(conf, number): queued for number, queued in slurm.queue(owners).items()}
         except SlurmError as error:
             answers.unreachable[conf] = str(error)
             continue
@@ -167,12 +175,12 @@ def ask(facts: list[Facts], answers: Answers) -> None:
 
 
 def elsewhere(facts: list[Facts], answers: Answers) -> list[Facts]:
-    """Queued jobs outside the folders that were looked at: their comment in squeue names their folder."""
+    """This user's queued jobs outside the folders that were looked at: their comment in squeue names their folder."""
     known = {(each.slurm_conf, each.job_id) for each in facts}
     more = []
     for (conf, number), queued in answers.queued.items():
         folder = Path(queued.comment)
-        if (conf, number) not in known and folder.is_absolute():
+        if queued.own and (conf, number) not in known and folder.is_absolute():
             more += [each for each in folder_facts(folder) if (each.slurm_conf, each.job_id) == (conf, number)]
     return more
 
@@ -192,6 +200,7 @@ def read_lock(path: Path) -> Lock | None:
 def _of_job(records: Records, job: dict[str, Any]) -> dict[str, Any]:
     return {
         "job": job,
+        "owners": tuple(records.owners()),
         "events": tuple(row for row in records.events() if "job_id" in row and "event" in row),
         "bad_nodes": _mapping(records.bad_nodes),
     }
@@ -208,12 +217,19 @@ def _walk(folder: Path, depth: int, root: Path) -> Iterator[Path]:
     if _SUMS in names:  # of a release bundle, with copies of the records of runs
         return
     imported = "step.json" in names and names.get("checkpoints", False)
-    if "run.json" in names or imported or (names.get("log") and (folder / "log" / "slurm").is_dir()):
+    if "run.json" in names or imported or (names.get("log") and _has_jobs(folder)):
         yield folder
     if depth and "records.jsonl" not in names:  # beside records there are their images, millions of them
         for name, is_folder in names.items():
             if is_folder and name not in _CLOSED and not name.startswith("."):
                 yield from _walk(folder / name, depth - 1, root)
+
+
+def _has_jobs(folder: Path) -> bool:
+    try:
+        return (folder / "log" / "slurm").is_dir()
+    except PermissionError:  # folder_facts says so
+        return True
 
 
 def _enters(entry: os.DirEntry[str], root: Path) -> bool:

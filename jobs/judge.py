@@ -123,6 +123,11 @@ def waits(queued: Queued, now: datetime) -> str:
     return queued.reason
 
 
+def not_readable(facts: Facts) -> str:
+    """What is wrong with a folder that is `unreadable`."""
+    return f"{facts.unreadable} may not be read by this user: ask its owner"
+
+
 def _row(facts: Facts, verdict: _Verdict, answers: Answers) -> Row:
     last = facts.rows[-1] if facts.rows else {}
     step = f"{last.get('step', 0)}/{facts.steps}" if facts.steps else ""
@@ -155,6 +160,8 @@ def _row(facts: Facts, verdict: _Verdict, answers: Answers) -> Row:
 
 def _verdict(facts: Facts, answers: Answers, jobs: dict[tuple[str, int], Facts], now: datetime) -> _Verdict:
     key = (facts.slurm_conf, facts.job_id)
+    if facts.unreadable:
+        return _Verdict("unreadable", "", not_readable(facts))
     if facts.job and not facts.decided and key in answers.queued:
         return _in_queue(facts, answers, jobs, now)
     if facts.finished:
@@ -247,9 +254,7 @@ def _last_known(facts: Facts) -> _Verdict:
     return _Verdict("restarting?", "", f"the last start ended: {own[-1]['message']}")
 
 
-def _gone(
-    facts: Facts, accounted: Accounted | None, answers: Answers, jobs: dict[tuple[str, int], Facts]
-) -> _Verdict:
+def _gone(facts: Facts, accounted: Accounted | None, answers: Answers, jobs: dict[tuple[str, int], Facts]) -> _Verdict:
     """Neither in the queue nor with a last word."""
     own = facts.own_events
     words = f"; before that: {own[-1]['message']}" if own and own[-1]["event"] == "end" else ""

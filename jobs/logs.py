@@ -22,7 +22,7 @@ import psutil
 
 from jobs.attempt import process_of, runs
 from jobs.facts import Answers, Facts, ask, find_all, folder_facts
-from jobs.judge import Row, judge
+from jobs.judge import Row, judge, not_readable
 from jobs.numbers import whole
 from jobs.records import Records
 from jobs.slurm import Queued, Slurm
@@ -122,7 +122,8 @@ def run_cancel(arguments: list[str]) -> int:
     folder, own = _settings(arguments, "cancel", ("job", "now", "wait"))
     now, wait = _flag(own, "now", False), _number(own, "wait", 600)
     found = sources(folder)
-    queues = {source.conf: Slurm(source.conf).queue() for source in found if source.queued}
+    owners = {owner for source in found for owner in source.facts.owners}
+    queues = {source.conf: Slurm(source.conf).queue(owners) for source in found if source.queued}
     live = [source for source in found if _in_queue(source, queues) or source.processes()]
     if own.get("job"):
         choose(found, own["job"], folder)
@@ -146,9 +147,12 @@ def sources(folder: Path) -> list[Source]:
     """The jobs of a folder, the last start of each name.
 
     Raises:
-        InputError: it is no folder of a run or of jobs.
+        InputError: it is no folder of a run or of jobs, or may not be read.
     """
     every = folder_facts(folder)
+    for facts in every:
+        if facts.unreadable:
+            raise InputError(not_readable(facts))
     beside = next((facts for facts in every if facts.is_run), Facts(folder))
     found: dict[str, Source] = {
         facts.name: Source(facts.name, facts, float(facts.job["submitted"])) for facts in every if facts.job
@@ -258,7 +262,7 @@ def _follow(source: Source, log: Path, count: int, row: Row, out: TextIO) -> Non
 
 
 def _end_queued(source: Source, queued: Queued, queue: dict[int, Queued], now: bool, wait: int) -> None:
-    slurm, number = Slurm(source.conf), source.facts.job_id
+    slurm, number, owners = Slurm(source.conf), source.facts.job_id, source.facts.owners
     every = find_all() + folder_facts(source.facts.folder)
     after = waiting_for(number, [facts for facts in every if facts.slurm_conf == source.conf and facts.job_id in queue])
     if after:
@@ -267,8 +271,8 @@ def _end_queued(source: Source, queued: Queued, queue: dict[int, Queued], now: b
     title = f"{source.name} (job {number})"
     if queued.state == "RUNNING" and not now and source.facts.has_news:
         slurm.cancel(number, "INT")
-        _wait(f"{title} finishes its step and saves", lambda: _ended(slurm.queue().get(number)), wait, poll=1.0)
-        left = slurm.queue().get(number)
+        _wait(f"{title} finishes its step and saves", lambda: _ended(slurm.queue(owners).get(number)), wait, poll=1.0)
+        left = slurm.queue(owners).get(number)
         if _ended(left):
             if left is not None and left.state == "PENDING":  # it was not ready to listen, and was queued again
                 slurm.cancel(number)

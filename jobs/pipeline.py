@@ -104,7 +104,7 @@ def pipeline_steps(
     if stage0.model.preset == "tiny" and not Path(data.source).exists():  # its records are drawn, not given
         steps.append(Step(source_work(stage0), Path(data.source), also=(data.tokenizer, last.evaluation.corpus)))
     steps.append(Step(corpus_work(last, required(data.corpus, "data.corpus"), ranks), Path(data.corpus), ("source",)))
-    packed = _packed(stages, ranks)
+    packed = _packed(stages, ranks, steps[-1].work.name)
     steps += [step for found in packed.values() for step in found]
     steps.append(Step(_weights(stage0, sources), Path(stage0.output), ("source",), stage0))
     before = steps[-1].work.name
@@ -154,9 +154,9 @@ def refuse(steps: list[Step], place: Place) -> None:
         raise InputError(f"{len(problems)} problems, nothing was queued:", *problems)
 
 
-def _packed(stages: list[Recipe], ranks: int) -> dict[str, list[Step]]:
+def _packed(stages: list[Recipe], ranks: int, corpus: str) -> dict[str, list[Step]]:
     """For each folder of packs that a stage reads the steps that end with it: vocabulary, concepts and balance where
-    these are packs of a balanced selection, and pack.
+    these are packs of a balanced selection, and pack. The first waits for the step `corpus`.
 
     Raises:
         InputError: a folder is not named, or one of packs belongs to different corpora.
@@ -173,22 +173,22 @@ def _packed(stages: list[Recipe], ranks: int) -> dict[str, list[Step]]:
             )
         if packs in found:
             continue
-        steps, before = [], "corpus"
+        steps, before = [], corpus
         for name in STEPS if recipe.data.balanced else ():
-            work = replace(concept_work(name, recipe, ranks), name=_own(name, found))
+            work = _own(concept_work(name, recipe, ranks), found)
             names = recipe if name == "vocabulary" else None
             steps.append(Step(work, step_folder(name, recipe), (before,), names=names))
             before = work.name
-        work = pack_work(recipe, Path(packs), ranks)
-        steps.append(Step(replace(work, name=_own("pack", found)), Path(packs), (before,)))
+        steps.append(Step(_own(pack_work(recipe, Path(packs), ranks), found), Path(packs), (before,)))
         found[packs] = steps
     return found
 
 
-def _own(name: str, packed: dict[str, list[Step]]) -> str:
-    """The name, with a number where earlier steps have it."""
+def _own(work: Work, packed: dict[str, list[Step]]) -> Work:
+    """The work, with a number in its name where earlier steps have that."""
     taken = {step.work.name for steps in packed.values() for step in steps}
-    return next(own for own in (name, *(f"{name}-{number}" for number in range(2, 9))) if own not in taken)
+    names = (work.name, *(f"{work.name}-{number}" for number in range(2, 9)))
+    return replace(work, name=next(name for name in names if name not in taken))
 
 
 def _weights(recipe: Recipe, sources: dict[str, str]) -> Work:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,7 @@ def run(arguments: list[str]) -> int:
     found = check(gpu if gpu.name == "a800" else GPUS["a800"])
     if own.get("json"):
         _write(Path(own["json"]), plan_dict(plan, found))
-    width = None if sys.stdout.isatty() else 160
-    print_plan(plan, found, Console(highlight=False, soft_wrap=False, width=width), rows)
+    print_plan(plan, found, Console(highlight=False), rows)
     return 0
 
 

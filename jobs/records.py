@@ -46,6 +46,11 @@ class Records:
         """Nodes that the next starts leave out, with the reason."""
         return self.folder / f"{self.name}.bad_nodes.json"
 
+    def owners(self) -> list[int]:
+        """The number of the user who queued the last submission, which is the only one to have written its file; empty
+        without one."""
+        return [self.job.stat().st_uid] if self.job.exists() else []
+
     def excluded(self) -> dict[str, Any]:
         """The bad nodes there are."""
         return read_json(self.bad_nodes) if self.bad_nodes.exists() else {}

@@ -6,11 +6,12 @@ Slurm's own state decides, not submitit's: that one caches NODE_FAIL as final al
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onevision.errors import OneVisionError
@@ -37,6 +38,7 @@ class Queued:
     partition: str
     start_time: str
     comment: str
+    own: bool = field(default=True, kw_only=True)  # of the user who asks
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,17 @@ class Slurm:
         match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
         return match[1] if match else None
 
-    def queue(self) -> dict[int, Queued]:
-        """The jobs of this user that wait, run or end, by id."""
-        fields = _MARK.join(("%i", "%j", "%T", "%N", "%r", "%P", "%S", "%k"))
-        rows = [line.split(_MARK) for line in self.ask("squeue", "--me", "-h", "-o", fields).splitlines()]
-        return {int(row[0]): Queued(int(row[0]), *row[1:]) for row in rows if row[0].isdigit()}
+    def queue(self, owners: Iterable[int] = ()) -> dict[int, Queued]:
+        """The jobs of this user, and as far as Slurm shows them of `owners` (numbers of users), that wait, run or end,
+        by id."""
+        me = os.getuid()
+        others = ",".join(str(owner) for owner in sorted(set(owners)) if owner != me and _is_user(owner))
+        whose = f"--user={me},{others}" if others else "--me"
+        fields = _MARK.join(("%i", "%j", "%T", "%N", "%r", "%P", "%S", "%k", "%U"))
+        rows = [line.split(_MARK) for line in self.ask("squeue", whose, "-h", "-o", fields).splitlines()]
+        return {
+            int(row[0]): Queued(int(row[0]), *row[1:-1], own=row[-1] == str(me)) for row in rows if row[0].isdigit()
+        }
 
     def accounting(self, job_ids: Iterable[int]) -> dict[int, Accounted]:
         """What the accounting knows of jobs, which may be nothing (no slurmdbd); of a requeued job, its last start."""
@@ -154,6 +162,14 @@ class Slurm:
 def usable_nodes(rows: Iterable[Sequence[str]]) -> set[str]:
     """Names of the nodes that are not down or drained, of rows that begin with name and state (sinfo's %N and %t)."""
     return {row[0] for row in rows if not re.match(r"down|drain|drng|fail|maint|unk|inval", row[1])}
+
+
+def _is_user(number: int) -> bool:
+    try:
+        pwd.getpwuid(number)
+    except KeyError:  # one who has left, or of another machine: some versions of squeue refuse the whole question
+        return False
+    return True
 
 
 def _minutes(limit: str) -> int:

@@ -27,6 +27,7 @@ _STYLES = {
     "failed": "bold red",
     "lost node": "bold red",
     "gone": "bold red",
+    "unreadable": "red",
     "cancelled": "red",
 }
 _UNLIMITED = 10_000  # columns

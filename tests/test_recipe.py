@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from onevision.errors import InputError
 from onevision.recipe import (
     CHOICES,
-    MixtureEntry,
     Recipe,
     known_keys,
     layout_problems,
@@ -21,6 +20,7 @@ from onevision.recipe import (
     recipe_from,
     save_recipe,
 )
+from onevision.recipe_data import MixtureEntry
 
 RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
 

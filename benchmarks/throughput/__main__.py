@@ -78,9 +78,9 @@ def main(arguments: list[str]) -> int:
         return 0
     own = OWN | {key: value for key, _, value in (text.partition("=") for text in arguments) if key in OWN}
     overrides = [text for text in arguments if text.partition("=")[0] not in OWN]
-    own["model"] = own["model"] or default_model(gpu_memory())
     out, folder = Path(own["out"] or RESULTS), Path(own["out"] or "runs/throughput") / "rows"
     try:
+        own["model"] = own["model"] or default_model(gpu_memory())
         rows = measure(own, overrides, folder, lambda rows: write_report(out, rows))
     except OneVisionError as error:
         print(f"error: {error}", file=sys.stderr)

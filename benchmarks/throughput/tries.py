@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ TRIES = (
 # Packs a micro-batch for GPUs with room to spare: as many launches for more tokens. None of them where the estimate of
 # memory, which is on the safe side, has no room for it: a GPU of 80 GB loses no time with them.
 LARGER = (4, 2)
+_SECONDS = 60  # nvidia-smi of a GPU that is lost can hang
 
 
+@cache
 def gpu_memory() -> int:
-    """Bytes of memory of this machine's first GPU; 0 without one.
+    """Bytes of memory of this machine's first GPU; 0 without one. The driver is asked once.
 
     Raises:
         InputError: the driver does not say it.
@@ -40,10 +43,13 @@ def gpu_memory() -> int:
     # Not by torch, whose context would take half a GB beside the rows' own processes.
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"nvidia-smi does not tell the GPU's memory ({error}): name a preset with model=") from None
-    return int(told[0]) << 20
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout
+        return int(told.splitlines()[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise InputError(
+            f"nvidia-smi does not tell the GPU's memory ({error}): name a preset and packs a micro-batch, as in "
+            "model=1.7b train.micro_batch_size=1"
+        ) from None
 
 
 def default_model(memory: int) -> str:

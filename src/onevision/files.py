@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from onevision.errors import InputError, StorageError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_SHOWN = 5  # names in a message
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
@@ -72,6 +73,36 @@ def check_name(folder: Path) -> None:
     """
     if folder.name in ("", ".."):
         raise InputError(f"{folder} has no name of its own, and a new folder takes its place: name the folder itself")
+
+
+def behind_link(folder: str | Path) -> Path:
+    """The folder itself where it is named by a link, as `data/corpus` on a small disk that leads to a large one: what
+    is made must lie on the large one from the start, and take the place of what is there, not of the link.
+
+    Raises:
+        InputError: the link leads back to itself.
+    """
+    folder = Path(folder)
+    if not folder.is_symlink():
+        return folder
+    found = Path(os.path.realpath(folder))  # resolve() has no answer for a link to itself but an error without a name
+    if found.is_symlink():
+        raise InputError(f"{folder} is a link that leads back to itself: remove it, or name another folder")
+    return found
+
+
+def refuse_loss(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to replace a folder with files in it, `names`, that will not be made again.
+
+    Raises:
+        InputError: there are such files.
+    """
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else ""
+        raise InputError(
+            f"{folder} would be replaced, and what was put there or changed since it was made would be lost: "
+            f"{', '.join(names[:_SHOWN])}{more}. Move that, or name another folder with to="
+        )
 
 
 def replace_folder(made: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import DataError, InputError
-from onevision.files import check_name, read_json, read_record, replace_folder, storage_errors, write_json
+from onevision.files import behind_link, check_name, read_json, read_record, replace_folder, storage_errors, write_json
 from onevision.fingerprint import value_digest
 from onevision.locks import step_writer
 from onevision.ranks import ALONE, Ranks
@@ -48,7 +48,7 @@ def run_step(
         InputError: `folder` holds something else than an output of this step, or has no name to make it beside.
         Busy: another process is making it.
     """
-    folder = _place(folder)
+    folder = behind_link(folder)
     _refuse_foreign(name, folder)
     if callable(inputs) and (folder / "step.json").exists():
         inputs = inputs()
@@ -97,7 +97,7 @@ def run_parts(
     Raises:
         InputError, Busy: as `run_step`.
     """
-    folder = _place(folder)
+    folder = behind_link(folder)
     key = value_digest([name, inputs, parts])
     finished = ranks.first(_finished(name, folder, key) if ranks.rank == 0 else None)
     if finished is not None:
@@ -144,13 +144,6 @@ def _refuse_foreign(name: str, folder: Path) -> None:
             raise InputError(f"{folder} holds what {maker} has made, and {name} would replace it: name another folder")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something that no step has made, and would be replaced: name another folder")
-
-
-def _place(folder: str | Path) -> Path:
-    """The folder itself where it is named by a link, as `data/corpus` on a small disk that leads to a large one: what
-    is made must lie on the large one from the start, and take the place of what is there, not of the link."""
-    folder = Path(folder)
-    return folder.resolve() if folder.is_symlink() else folder
 
 
 def _finished(name: str, folder: Path, key: str) -> StepResult | None:

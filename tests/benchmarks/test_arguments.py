@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.results import settings
@@ -17,3 +20,10 @@ def test_what_is_mistyped_is_named(argument: str, capsys: pytest.CaptureFixture[
 
 def test_a_value_may_hold_an_equals_sign() -> None:
     assert settings(["folder=a=b", "strict="], "folder", "strict") == {"folder": "a=b", "strict": ""}
+
+
+def test_the_check_of_layouts_says_nothing_else_before_an_error() -> None:
+    command = [sys.executable, "-m", "benchmarks.parallel", "quick=1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: unknown argument 'quick=1'; there are only=TEXT and strict=1\n"

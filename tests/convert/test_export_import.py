@@ -192,6 +192,18 @@ def test_an_export_is_skipped_when_nothing_changed(trained: Path, exported: Path
     assert not other.skipped and other.summary["architecture"] == "tiny" and other.summary["step"] == 30
 
 
+def test_a_card_in_the_folder_of_an_earlier_export_is_not_lost(trained: Path, editable: Path, data: DataRecipe) -> None:
+    (editable / "README.md").write_text("mine")
+    assert export(trained, data, editable, shard_bytes=2_000_000).skipped
+    with pytest.raises(
+        InputError, match=r"edited would be replaced, and what .* would be lost: README\.md\. Move that"
+    ):
+        export(trained, data, editable, shard_bytes=1_000_000)
+    assert (editable / "README.md").read_text() == "mine" and not list(editable.parent.glob(".*"))
+    (editable / "README.md").unlink()
+    assert not export(trained, data, editable, shard_bytes=1_000_000).skipped
+
+
 def test_files_of_the_tokenizer_are_taken_along(trained: Path, data: DataRecipe, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(data.tokenizer, tmp_path / "tokenizer"))
     own = {"merges.txt": "a b\n", "tokenizer_config.json": "{}"}

@@ -27,7 +27,7 @@ from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import PackIndex
-from onevision.recipe import DataRecipe, MixtureEntry
+from onevision.recipe_data import DataRecipe, MixtureEntry
 from onevision.training.inputs import open_sources
 from tests.fixtures import sample_record, tiny_tokenizer, write_records
 

@@ -30,7 +30,8 @@ from onevision.data.tokenizer import load_tokenizer
 from onevision.errors import DataError, InputError
 from onevision.packing.build import build_packs
 from onevision.packing.index import PackIndex
-from onevision.recipe import MixtureEntry, Recipe
+from onevision.recipe import Recipe
+from onevision.recipe_data import MixtureEntry
 from tests.concepts.cases import make_recipe, record
 from tests.fixtures import edited
 from tests.fuzz.harness import Box, campaign

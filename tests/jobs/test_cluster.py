@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import ROOT, Work, parameters, script_text
+from jobs.data import corpus_work, pack_work
 from jobs.scripts import scripts
 from jobs.sites import Site, find_site
 from jobs.train import train_work
-from onevision.recipe import layout_problems, load_recipe
+from onevision.recipe import Recipe, layout_problems, load_recipe
 
 pytestmark = pytest.mark.usefixtures("srun")
 
@@ -62,6 +63,21 @@ def test_work_without_a_gpu_goes_elsewhere() -> None:
     asked = options(script_text(Work("evaluate", print, (), Path("data/log"), needs="gpu"), site))
     assert asked["gpus-per-node"] == "1"
     assert asked["partition"] == "gpu"
+
+
+def test_jobs_that_write_beside_each_other_have_names_of_their_own() -> None:
+    """Also for Slurm: a job that waits for another of its name would wait for the other's packs."""
+    site = Site(scheduler="slurm")
+    works = [pack_work(Recipe(), Path("data") / name) for name in ("packs", "more packs")]
+    works += [corpus_work(Recipe(), Path("data") / name) for name in ("corpus", "photos")]
+    assert [work.name for work in works] == ["pack", "pack.more packs", "corpus", "corpus.photos"]
+    assert [options(script_text(work, site))["job-name"] for work in works] == [
+        "data.pack",
+        "'data.pack.more packs'",
+        "data.corpus",
+        "data.corpus.photos",
+    ]
+    assert len({work.records.job for work in works}) == 4
 
 
 def test_everything_of_a_profile_arrives(tmp_path: Path) -> None:

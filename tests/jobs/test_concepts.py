@@ -63,16 +63,21 @@ def test_stage_1_5_waits_for_the_packs_of_its_selection() -> None:
     assert after["concepts"] == ("vocabulary",)
     assert after["balance"] == ("concepts",)
     assert after["pack"] == ("corpus",)
-    assert after["pack-2"] == ("balance",)
+    assert after["pack.balanced-packs"] == ("balance",)
     assert after["stage1"] == ("pack", "init")
-    assert after["stage1_5"] == ("pack-2", "stage1")
+    assert after["stage1_5"] == ("pack.balanced-packs", "stage1")
     assert after["stage2"] == ("pack", "stage1_5")
 
 
 def test_without_a_balanced_selection_there_are_no_concepts() -> None:
     after = names(pipeline_steps(TINY, ["data.balanced=", "data.packs=runs/demo/packs"], {}, nodes=1))
-    assert not {"vocabulary", "concepts", "balance", "pack-2"} & set(after)
+    assert not {"vocabulary", "concepts", "balance", "pack.balanced-packs"} & set(after)
     assert after["stage1_5"] == ("pack", "stage1")
+
+
+def test_whatever_the_corpus_is_called_its_packs_wait_for_it() -> None:
+    steps = pipeline_steps(TINY, ["data.corpus=runs/demo/photos"], {}, nodes=1)
+    assert names(steps)["vocabulary"] == ("corpus.photos",)
 
 
 def test_packs_of_different_corpora_are_refused() -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobs.__main__ import main
+from onevision.planning.hardware import GPUS
+from onevision.planning.plan import make_plan
+from onevision.planning.published import check
+from onevision.planning.text import print_plan
+from onevision.planning.work import Packs
+from onevision.recipe import load_recipe
 
 RECIPE = "jobs/recipes/8b/stage1_5.yaml"
 
@@ -30,6 +39,23 @@ def test_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert {layout[size] for layout in plan["layouts"]} > {1}
     assert any("GB, the largest part" in reason for reason in plan["refused"])
     assert "gemm" not in {one["name"] for one in plan["sensitivities"]}  # it was given
+
+
+def test_a_plan_fits_the_terminal_and_is_whole_elsewhere() -> None:
+    recipe = load_recipe(RECIPE, ["train.global_batch_size=16"])
+    plan, found = make_plan(recipe, 16, GPUS["a800"], Packs(8192, 10.0, 753.0, 2259.0)), check(GPUS["a800"])
+    shown = {}
+    for width in (None, 160, 150, 80, 60):
+        out = io.StringIO()
+        print_plan(plan, found, Console(file=out, force_terminal=width is not None, width=width or 80), rows=3)
+        shown[width] = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines()]
+    assert shown[None] == shown[160] and any(len(line) > 130 for line in shown[None])
+    words = " ".join(shown[None]).split()
+    for width in (150, 80, 60):
+        assert max(map(len, shown[width])) <= width and "…" not in "".join(shown[width])
+        (head,) = [line.split() for line in shown[width] if line.split()[:1] == ["TP"]]
+        assert ("compute" in head) == (width != 60) and "GB" in head and "bubble" not in head
+        assert " ".join(shown[width]).split()[-60:] == words[-60:]  # lines go on below
 
 
 def test_a_batch_below_the_gpus_is_raised_unless_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:

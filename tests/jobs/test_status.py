@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jobs import facts as facts_module
 from jobs import status
 from jobs.arguments import run_recipe
-from jobs.facts import Answers, Facts, find, find_all, folder_facts, read_lock
+from jobs.cluster import refuse_second
+from jobs.facts import Answers, Facts, Lock, ask, elsewhere, find, find_all, folder_facts, read_lock
 from jobs.judge import Row, bad_nodes, judge, waits
-from jobs.records import metrics_ns
+from jobs.logs import sources
+from jobs.records import Records, metrics_ns
+from jobs.sites import Site
 from jobs.slurm import Accounted, Queued
 from onevision.errors import InputError
 from tests.jobs.jobfiles import end, make_run, queue_job, start
@@ -264,6 +268,22 @@ def test_broken_files_hide_no_other_run() -> None:
     }
 
 
+def test_what_may_not_be_read_hides_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> Lock | None:
+        if path == Path("runs/a/.lock"):
+            raise PermissionError(13, "Permission denied", path)
+        return read_lock(path)
+
+    monkeypatch.setattr(facts_module, "read_lock", refused)
+    make_run(Path("runs/a"), step=3)
+    make_run(Path("runs/b"))
+    rows = rows_of()
+    assert (rows["a"].state, rows["b"].state) == ("unreadable", "not started")
+    assert rows["a"].message == "runs/a/.lock may not be read by this user: ask its owner"
+    with pytest.raises(InputError, match="^runs/a/.lock may not be read by this user"):
+        sources(Path("runs/a"))
+
+
 def test_bad_nodes_are_those_of_runs_that_go_on() -> None:
     for number, name in enumerate(("a", "b", "done")):
         last = [end(number, "finished", 0, "", "done")] if name == "done" else []
@@ -357,3 +377,27 @@ def test_whether_a_run_has_new_steps_does_not_depend_on_the_clock() -> None:
     os.utime(metrics, ns=(0, metrics.stat().st_mtime_ns - 10**12))  # written since, with the clock set back
     assert facts.has_news
     assert not Facts(folder, steps=1).has_news
+
+
+def test_a_job_that_a_colleague_queued_is_asked_for_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """squeue shows this user's jobs, and those of the owners of the jobs in the folders; only this user's elsewhere."""
+    owner = os.getuid()
+    make_run(Path("runs/a"), step=3)
+    queue_job(Path("runs/a"), "a", 7, start(7), steps=800)
+    queue_job(tmp_path / "other/b", "b", 8, start(8), steps=800)
+    line = "{}\x1f{}\x1fRUNNING\x1fn1\x1fNone\x1fgpu\x1fN/A\x1f{}\x1f{}\n"
+    jobs = line.format(7, "a", "", owner) + line.format(8, "b", tmp_path / "other/b", owner)
+    (tmp_path / "jobs").write_text(jobs)
+    (tmp_path / "bin").mkdir()
+    squeue = f'case ",${{1#--user=}}," in *,{owner},*) cat {tmp_path}/jobs;; esac'
+    for name, script in (("squeue", squeue), ("sacct", "")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    facts, known = find_all(), Answers()
+    ask(facts, known)
+    assert [row.state for row in judge(facts, known, NOW)] == ["running"]
+    assert elsewhere(facts, known) == []
+    with pytest.raises(InputError, match=r"^a is in the queue already as job 7 \(running\)"):
+        refuse_second(Records(Path("runs/a/log/slurm"), "a"), Site("a800", scheduler="slurm"))

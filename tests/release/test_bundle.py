@@ -201,6 +201,38 @@ def test_what_is_no_bundle_is_not_replaced(lab: Lab, tmp_path: Path) -> None:
         build_release(lab.asked(step=3), tmp_path / "bundle", never)
 
 
+def test_a_link_leads_to_where_the_bundle_is_made(moved: Lab, bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "home" / "release"
+    link.parent.mkdir()
+    link.symlink_to(bundle)
+    assert build_release(moved.asked(), link, never).skipped
+    (bundle / "loss.png").unlink()
+    made = build_release(moved.asked(), link, moved.export)
+    assert made.folder == link and made.told.startswith(f"{link}: step 4,")
+    verify_release(bundle)
+    assert list(link.parent.iterdir()) == [link] and link.is_symlink()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(InputError, match="release is a link that leads back to itself"):
+        build_release(moved.asked(), link, never)
+
+
+def test_what_a_person_put_into_a_bundle_or_changed_is_not_lost(moved: Lab, bundle: Path) -> None:
+    (bundle / "README.md").write_text("my own card")
+    (bundle / "figures").mkdir()
+    (bundle / "figures" / "one.png").write_bytes(b"mine")
+    (bundle / "adapter.safetensors").symlink_to("model-00001-of-00001.safetensors")
+    with pytest.raises(InputError) as refused:
+        build_release(moved.asked(licence="mit"), bundle, never)
+    (line,) = refused.value.args
+    assert "lost: README.md, figures/one.png, adapter.safetensors: a link" in line and line.endswith(" with to=")
+    assert (bundle / "README.md").read_text() == "my own card" and (bundle / "figures" / "one.png").exists()
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "last"}
+    write_json(bundle / "manifest.json", read_json(bundle / "manifest.json") | {"version": 99})
+    with pytest.raises(InputError, match="bundle would be replaced, and cannot be read: manifest.json: has version 99"):
+        build_release(moved.asked(licence="mit"), bundle, never)
+
+
 def test_a_run_that_was_replaced_is_not_taken_for_the_one_before(lab: Lab, tmp_path: Path) -> None:
     for name in ("first", "last"):
         shutil.copytree(lab.root / name, tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -36,7 +37,7 @@ from onevision.convert.tensors import (
 )
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
 from onevision.errors import DataError, InputError
-from onevision.files import write_json, write_text
+from onevision.files import refuse_loss, write_json, write_text
 from onevision.fingerprint import Digests, file_digest
 from onevision.model.presets import Architecture, LanguageArchitecture, VisionArchitecture
 from onevision.progress import Progress
@@ -54,14 +55,24 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# Written beside the weights.
+SETTINGS = (
+    INDEX_FILE,
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+)
+RECORDS = ("step.json", "parity.json", "parity.txt")  # step.json says of which checkpoint
 # What `trust_remote_code` loads.
 REMOTE = (CONFIGURATION_CODE, MODELING_CODE, PROCESSING_CODE)
 CODE = tuple(Path(__file__).parent / "remote" / f"{name}.py" for name in REMOTE)
 
 
-def export(
-    checkpoint: str | Path, data: DataRecipe, output: str | Path, shard_bytes: int = SHARD_BYTES
-) -> StepResult:
+def export(checkpoint: str | Path, data: DataRecipe, output: str | Path, shard_bytes: int = SHARD_BYTES) -> StepResult:
     """Write a checkpoint (its folder, or a run folder) as a `LLaVAOneVision1_5_ForConditionalGeneration` directory.
 
     `data` tells the tokenizer's folder and the pixel limits. Tensors keep the checkpoint's dtype. A safetensors
@@ -72,7 +83,8 @@ def export(
     message, and the one before it is taken.
 
     Raises:
-        InputError: no checkpoint, a tokenizer that does not fit, or tensors that are not those of the architecture.
+        InputError: no checkpoint, a tokenizer that does not fit, tensors that are not those of the architecture, or
+            `output` holds something besides an earlier export.
         DataError: the checkpoint is broken.
         StorageError: not enough room; an earlier export is untouched.
     """
@@ -96,6 +108,7 @@ def _export(
     inputs = export_inputs(content, data, shard_bytes)
 
     def build(target: Path) -> dict[str, Any]:
+        refuse_loss(Path(output), _added(Path(output)))
         for name in content["files"]:
             if not name.endswith(".distcp"):  # pickles among them, which are compared before they are loaded
                 check_digest(folder, content, name, file_digest(folder / name))
@@ -129,6 +142,13 @@ def export_inputs(content: dict[str, Any], data: DataRecipe, shard_bytes: int = 
 
 def _copied(data: DataRecipe) -> list[Path]:
     return [path for name in COPIED if (path := Path(data.tokenizer) / name).exists()] + list(CODE)
+
+
+def _added(folder: Path) -> list[str]:
+    """What in the folder of an earlier export no export writes: a person's, such as a model card."""
+    ours = {*SETTINGS, *RECORDS, *COPIED, *(path.name for path in CODE)}
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if name not in ours and not re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
 
 
 def architecture_of(values: dict[str, Any]) -> Architecture:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onevision.corpus.reader import CorpusReader
 from onevision.data.tokenizer import Tokenizer
-from onevision.recipe import DataRecipe, MixtureEntry
+from onevision.recipe_data import DataRecipe, MixtureEntry
 
 if TYPE_CHECKING:  # packing stands above data
     from onevision.packing.index import PackIndex

@@ -26,7 +26,16 @@ from typing import Any
 from onevision import __version__
 from onevision.convert.exporting import export_inputs
 from onevision.errors import DataError, InputError
-from onevision.files import check_name, read_json, replace_folder, storage_errors, write_json, write_text
+from onevision.files import (
+    behind_link,
+    check_name,
+    read_json,
+    refuse_loss,
+    replace_folder,
+    storage_errors,
+    write_json,
+    write_text,
+)
 from onevision.fingerprint import file_digest, value_digest
 from onevision.machine import commit
 from onevision.recipe import Recipe
@@ -115,28 +124,31 @@ def build_release(asked: Asked, output: Path, export: Callable[[int, Path], None
     export of a checkpoint where there is none.
 
     Raises:
-        InputError: there is no such checkpoint, a record cannot be read, or `output` holds something else.
+        InputError: there is no such checkpoint, a record cannot be read, or `output` holds something else, or something
+            besides an earlier bundle.
         DataError: the checkpoint is broken, or a shard that is to be hashed is not there.
         StorageError: not enough room; an earlier bundle is untouched.
     """
-    _refuse_foreign(output)
+    target = behind_link(output)
+    _refuse_foreign(target)
     plan = _plan(asked)
     key = plan.key
-    if (digest := _unchanged(output, key)) is not None:
+    if (digest := _unchanged(target, key)) is not None:
         told = f"{output}: unchanged, of step {plan.content['step']}; make verify-release DIR={output} reads every byte"
         return Release(output, digest, True, f"{told}\nSHA-256 of {MANIFEST}: {digest}")
-    work, own = (output.with_name(f".{output.name}.{what}") for what in ("tmp", "weights"))
-    with storage_errors(output):
+    refuse_loss(output, _added(target))
+    work, own = (target.with_name(f".{target.name}.{what}") for what in ("tmp", "weights"))
+    with storage_errors(target):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
             told = _write(plan, key, work, own, export)
-            replace_folder(work, output)
+            replace_folder(work, target)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(own, ignore_errors=True)
-    return Release(output, sha256(output / MANIFEST), False, told.replace(str(work), str(output)))
+    return Release(output, sha256(target / MANIFEST), False, told.replace(str(work), str(output)))
 
 
 def _plan(asked: Asked) -> _Plan:
@@ -316,16 +328,36 @@ def _refuse_foreign(output: Path) -> None:
         InputError: it is something else.
     """
     check_name(output)
-    if output.is_dir() and not output.is_symlink():
+    if output.is_dir():
         manifest = output / MANIFEST
         known = read_json(manifest) if manifest.is_file() else None
         if not any(output.iterdir()) or (isinstance(known, dict) and known.get("format") == FORMAT):
             return
-    elif not output.exists() and not output.is_symlink():
+    elif not output.exists():
         return
     raise InputError(
         f"{output} holds something else than a release, and would be replaced: name another folder with to="
     )
+
+
+def _added(output: Path) -> list[str]:
+    """What in the folder of an earlier bundle a person has put there, or has changed, such as the card. Weights are not
+    read for that: nobody edits them.
+
+    Raises:
+        InputError: its manifest cannot be read.
+    """
+    if not (output / MANIFEST).exists():
+        return []
+    try:
+        _, entries, _ = read_manifest(output)
+    except DataError as error:
+        raise InputError(f"{output} would be replaced, and cannot be read: {error}: name another folder") from None
+    found = walk(output)
+    listed = {entry.path: entry.sha256 for entry in entries}
+    names = [name for name in found.sizes if name not in (MANIFEST, SUMS)]
+    kept = [name for name in names if name in listed and name.endswith(".safetensors")]
+    return [name for name in names if name not in kept and listed.get(name) != sha256(output / name)] + found.problems
 
 
 def _unchanged(output: Path, key: str) -> str | None:

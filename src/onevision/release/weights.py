@@ -10,25 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onevision.convert.exporting import export_inputs
-from onevision.convert.tensors import INDEX_FILE, SafetensorsFolder
+from onevision.convert.exporting import RECORDS, SETTINGS, export_inputs
+from onevision.convert.tensors import SafetensorsFolder
 from onevision.errors import OneVisionError
 from onevision.files import read_json
 from onevision.fingerprint import file_digest, value_digest
 from onevision.recipe import DataRecipe
-
-# What the export writes beside the weights and what it copies (`inputs.copied` of its step.json).
-SETTINGS = (
-    INDEX_FILE,
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer_config.json",
-)
-RECORDS = ("step.json", "parity.json", "parity.txt")  # go into export/ of the bundle: step.json says which checkpoint
 
 
 @dataclass(frozen=True)

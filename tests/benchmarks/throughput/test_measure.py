@@ -12,7 +12,7 @@ from benchmarks.throughput.__main__ import OWN, main, specifications
 from benchmarks.throughput.measure import Settings, has_packs, measure_training
 from benchmarks.throughput.report import figures
 from benchmarks.throughput.rows import measured_apart
-from benchmarks.throughput.tries import stage_recipe, training_tries, with_micro_batches
+from benchmarks.throughput.tries import gpu_memory, stage_recipe, training_tries, with_micro_batches
 from jobs.__main__ import main as job
 from onevision.errors import InputError
 from onevision.files import read_json
@@ -104,6 +104,27 @@ def test_a_larger_micro_batch_is_tried_first_where_there_is_room_for_it() -> Non
         assert [entry.train.micro_batch_size for entry in tries] == [*sizes, 1, 1, 1]
         assert [entry.model.recompute for entry in tries[: len(sizes)]] == ["none"] * len(sizes)
         assert {entry.train.global_batch_size for entry in tries} == {4}
+
+
+def test_the_driver_is_asked_once_for_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, driver = tmp_path / "asked", tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\necho asked >> {asked}\necho 143771\necho 143771\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    gpu_memory.cache_clear()
+    try:
+        own = OWN | {"model": "tiny", "rows": "stage1,stage1_5", "tries": "model.recompute=none"}
+        assert len(list(specifications(own, [], Path("rows")))) == 2
+        assert gpu_memory() == 143_771 << 20 and asked.read_text() == "asked\n"
+        gpu_memory.cache_clear()
+        driver.write_text("#!/bin/sh\necho '[N/A]'\n")
+        assert main([f"out={tmp_path}"]) == 2
+        assert capsys.readouterr().err.startswith("error: nvidia-smi does not tell the GPU's memory (")
+    finally:
+        gpu_memory.cache_clear()
 
 
 def test_a_row_that_fails_is_told_and_the_next_is_measured(tmp_path: Path) -> None:

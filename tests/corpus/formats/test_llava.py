@@ -68,6 +68,31 @@ def test_broken_lines_cost_themselves(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "layout", ["one line", "indented", "a row a line", "a row a line, opened on a line of its own"]
+)
+def test_an_array_is_read_whatever_its_name(tmp_path: Path, layout: str) -> None:
+    write_llava(tmp_path)
+    path, whole = tmp_path / "set.json", read(recipe(tmp_path))
+    rows = json.loads(path.read_text())
+    opened = "[\n" if "opened" in layout else "["
+    by_line = opened + ",\n".join(json.dumps(row) for row in rows) + "]\n"
+    text = {"one line": json.dumps(rows), "indented": json.dumps(rows, indent=2)}.get(layout, by_line)
+    path.unlink()
+    (tmp_path / "set.jsonl").write_text("\ufeff\n" + text)
+    for most in (1, 6, 100):
+        assert read(recipe(tmp_path, shard_samples=most)) == whole
+
+
+@pytest.mark.parametrize("first", [b"[1]", b"[1", b"[" * 100_000])
+def test_lines_of_which_the_first_is_an_array_cost_that(tmp_path: Path, first: bytes) -> None:
+    write_llava(tmp_path, lines=True)
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(first + b"\n" + path.read_bytes())
+    found = read(recipe(tmp_path))
+    assert [item.id for item in found if isinstance(item, Rejected)] == ["set/1"] and len(found) == 21
+
+
 @pytest.mark.parametrize("most", [1, 6, 100])
 def test_a_broken_array_keeps_what_came_before(tmp_path: Path, most: int) -> None:
     write_llava(tmp_path)

@@ -10,6 +10,7 @@ from onevision.corpus.formats.records import read_records
 from onevision.corpus.record import Record, record_fields
 from onevision.errors import InputError
 from onevision.recipe import DataRecipe
+from tests.corpus.formats.sources import read
 from tests.fixtures import sample_record, write_records
 
 
@@ -24,6 +25,17 @@ def digest(source: Path) -> str:
 def test_records_come_back_in_order(tmp_path: Path) -> None:
     records = [sample_record(i, i % 4, 1 + i % 3) for i in range(12)]
     assert list(read_records(write_records(tmp_path, records))) == records
+
+
+def test_an_array_is_read_too(tmp_path: Path) -> None:
+    records = [sample_record(i, i % 4, 1 + i % 3) for i in range(12)]
+    path = write_records(tmp_path, records) / "records.jsonl"
+    rows: list[object] = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(json.dumps([*rows, 5], indent=1))
+    for found in (list(read_records(tmp_path)), read(recipe(tmp_path))):
+        *kept, last = found
+        assert kept == records and isinstance(last, Rejected)
+        assert (last.id, last.reason) == ("row 13", "bad_field") and last.detail.startswith("row 13: ")
 
 
 def test_missing_source_names_the_file(tmp_path: Path) -> None:

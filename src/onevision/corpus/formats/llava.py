@@ -1,9 +1,9 @@
 """The format `llava-json`: LLaVA's JSON or JSON lines, and the image files that their rows name.
 
-`data.source` is such a file or a folder of them. A row is `{id, image: name | [names] | null, conversations: […]}`
-(`images` and other ways to write turns are read too: `onevision.corpus.formats.conversation`). Names of images are
-relative to `data.image_root`, or to the folder of the source where that is empty. The source of a row that names none
-is the name of its file.
+`data.source` is such a file or a folder of them; an array is read under either name. A row is
+`{id, image: name | [names] | null, conversations: […]}` (`images` and other ways to write turns are read too:
+`onevision.corpus.formats.conversation`). Names of images are relative to `data.image_root`, or to the folder of the
+source where that is empty. The source of a row that names none is the name of its file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xxhash
 
 from onevision.corpus.formats.conversation import conversation_record, turns_of
 from onevision.corpus.formats.images import ImageStates, check_names, read_image
-from onevision.corpus.formats.textfile import Row, cut, is_array, read_array, read_lines
+from onevision.corpus.formats.textfile import Row, cut, read_rows
 from onevision.corpus.formats.unit import Listing, Rejected, Unit, files_below
 from onevision.corpus.record import Record, Reject
 from onevision.errors import InputError
@@ -43,9 +43,8 @@ def list_units(data: DataRecipe) -> Listing:
 
         for path in files:
             name = path.relative_to(_folder(data)).as_posix()
-            rows = (read_array if is_array(path) else read_lines)(path)
             state.update(f"{name} {file_digest(path)}\n".encode())
-            units += cut(name, rows, data.shard_samples, seen)
+            units += cut(name, read_rows(path), data.shard_samples, seen)
             images.flush()
     return Listing(tuple(units), state.hexdigest())
 
@@ -58,8 +57,7 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     """
     path, root = _folder(data) / unit.file, _image_root(data)
     source = unit.file.rpartition(".")[0]
-    rows = (read_array if is_array(path) else read_lines)(path, unit.first, unit.begin, unit.end)
-    for row in rows:
+    for row in read_rows(path, unit.first, unit.begin, unit.end):
         place = f"{source}/{row.number}"
         fields = row.value
         if isinstance(fields, dict) and isinstance(fields.get("id"), (str, int)):

@@ -1,8 +1,8 @@
 """The format `records`: a folder with `records.jsonl` and the image files that its lines name.
 
 A line is `{id, images: ["images/x.png", …], messages: [{role, content: [{type: text, text} | {type: image}]}],
-category, language, source, license}`. Image names are relative to the folder. Nothing that is wrong with a line ends
-the reading.
+category, language, source, license}`; one array of them is read too. Image names are relative to the folder. Nothing
+that is wrong with a line ends the reading.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from onevision.corpus.formats.images import ImageStates, check_names, read_image
-from onevision.corpus.formats.textfile import Row, cut, open_text, read_lines
+from onevision.corpus.formats.textfile import Row, cut, is_array, open_text, read_rows
 from onevision.corpus.formats.unit import Listing, Rejected, Unit
 from onevision.corpus.record import Record, Reject, parse_record
 from onevision.errors import InputError
@@ -39,7 +39,7 @@ def list_units(data: DataRecipe) -> Listing:
         def seen(row: Row) -> None:
             images.add(lambda: _image_names(row.value))
 
-        units = cut(RECORDS, read_lines(path), data.shard_samples, seen)
+        units = cut(RECORDS, read_rows(path), data.shard_samples, seen)
     return Listing(tuple(units), state.hexdigest())
 
 
@@ -50,7 +50,7 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
         InputError: records.jsonl is gone.
     """
     root = Path(data.source)
-    return _read(root, read_lines(root / unit.file, unit.first, unit.begin, unit.end))
+    return _read(root, root / unit.file, unit.first, unit.begin, unit.end)
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Rejected]:
@@ -60,12 +60,15 @@ def read_records(folder: str | Path) -> Iterator[Record | Rejected]:
         InputError: there is no records.jsonl, or it cannot be read.
     """
     root = Path(folder)
-    return _read(root, read_lines(_manifest(root)))
+    return _read(root, _manifest(root))
 
 
-def _read(root: Path, rows: Iterator[Row]) -> Iterator[Record | Rejected]:
-    for row in rows:
-        name = f"line {row.number}"
+def _read(
+    root: Path, path: Path, first: int = 1, begin: int = 0, end: int | None = None
+) -> Iterator[Record | Rejected]:
+    kind = "row" if is_array(path) else "line"
+    for row in read_rows(path, first, begin, end):
+        place = name = f"{kind} {row.number}"
         fields = row.value
         try:
             if isinstance(fields, dict) and isinstance(fields.get("id"), str):
@@ -73,7 +76,7 @@ def _read(root: Path, rows: Iterator[Row]) -> Iterator[Record | Rejected]:
             images = tuple(read_image(root, image) for image in _image_names(fields))
             yield parse_record(fields, images)
         except Reject as error:
-            yield Rejected(name, error.reason, f"line {row.number}: {error.detail}")
+            yield Rejected(name, error.reason, f"{place}: {error.detail}")
 
 
 def _manifest(root: Path) -> Path:

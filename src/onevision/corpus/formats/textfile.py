@@ -9,6 +9,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,16 +100,32 @@ def read_array(path: Path, first: int = 1, begin: int = 0, end: int | None = Non
             number += 1
 
 
-def is_array(path: Path) -> bool:
-    """Whether a JSON file holds one array, not a value a line.
+def read_rows(path: Path, first: int = 1, begin: int = 0, end: int | None = None) -> Iterator[Row]:
+    """As `read_array` or `read_lines`, whichever the file is for.
 
     Raises:
         InputError: the file cannot be opened.
     """
-    if path.suffix == ".jsonl":
-        return False
+    return (read_array if is_array(path) else read_lines)(path, first, begin, end)
+
+
+def is_array(path: Path) -> bool:
+    """Whether a JSON file holds one array, not a value a line. Where its name says that it has lines, one that is an
+    array or is broken costs itself: only what begins as no line does is an array, whatever its name.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
     with open_text(path) as file:
-        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        if path.suffix != ".jsonl":
+            return file.read(4096).lstrip()[:1] == b"["
+        lines = iter(partial(file.readline, LONGEST), b"")
+        first = next((line for line in lines if line.strip()), b"")
+        text = first.strip()
+        goes_on = text == b"[" or text.endswith(b",")
+        return text[:1] == b"[" and (goes_on or not first.endswith(b"\n") or not any(map(bytes.strip, lines)))
 
 
 def cut(file: str, rows: Iterator[Row], rows_a_unit: int, seen: Callable[[Row], None]) -> list[Unit]:
