@@ -238,12 +238,13 @@ def test_the_processor_gives_what_training_reads(folder: Path, data: DataRecipe)
         processor(text="Hello", videos=[images])
 
 
-def test_what_is_transparent_is_white_in_every_version_as_in_training() -> None:
+def test_pictures_are_shown_in_every_version_as_in_training() -> None:
     image = Image.new("RGBA", (28, 28), (200, 0, 0, 0))
     image.paste((0, 200, 0, 128), (0, 0, 14, 14))
     palette = image.convert("P")
     palette.info["transparency"] = palette.getpixel((20, 20))
-    for picture in (image, palette, image.convert("LA"), image.convert("RGB")):
+    deep = Image.fromarray(np.linspace(0, 65535, 28 * 28).astype(np.uint16).reshape(28, 28))
+    for picture in (image, palette, image.convert("LA"), image.convert("RGB"), deep):
         file = io.BytesIO()
         picture.save(file, "PNG")
         expected = decode_image(file.getvalue())
