@@ -10,6 +10,7 @@ asked.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from onevision.corpus.record import Record, Reject, parse_record, shown
@@ -79,7 +80,7 @@ def caption_record(
         question = [{"type": "image"}, *question]
     answer = [{"type": "text", "text": caption.strip()}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return parse_record({**names, "messages": messages}, (image,))
+    return replace(parse_record({**names, "messages": messages}, (image,)), is_caption=True)
 
 
 def language_of(text: str) -> str:
