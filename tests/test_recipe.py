@@ -74,6 +74,7 @@ def test_overrides_win_and_an_empty_value_is_an_empty_text() -> None:
         ("data.decoder=dali data.resize=device", "data.decoder=dali resizes on the host: set data.resize=host"),
         ("data.hw_decoder_load=1.5", "data.hw_decoder_load=1.5 is not between 0 and 1"),
         ("data.min_pixels=3000000", "is above data.max_pixels"),
+        ("optimizer.eps=0", "optimizer.eps=0 divides by 0"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0 is above optimizer.lr"),
         ("train.global_batch_size=3 train.micro_batch_size=2", "is not a multiple of train.micro_batch_size=2"),
         ("parallel.tensor=0", "parallel.tensor=0 must be at least 1"),

@@ -54,9 +54,7 @@ class TrainRecipe:
     hang_seconds: float = 1800.0  # that set-up, reading, computing or saving a step may take, or the rank ends; 0: any
     # What follows a bad step: loss or gradient norm is not a finite number, or a spike. What is done: training/guard.py
     on_divergence: str = "stop"  # stop, skip (without its update), rewind (to the last checkpoint, leave its batch out)
-    spike_factor: float = (
-        0.0  # a spike is above so many times the median of the last spike_window good steps; 0: none
-    )
+    spike_factor: float = 0.0  # a spike is above so many times the median of the last spike_window good steps; 0: none
     spike_window: int = 64  # steps; until there were so many there is no spike
     max_skipped_steps: int = 20  # bad steps of a run that are skipped or left out; one more ends it
     rerun: str = "none"  # none, validate (a bad step is computed again, to find hardware that errs: training/rerun.py)
@@ -137,7 +135,7 @@ FP8_ROWS = 16  # what the rows and columns of every FP8 product must be a multip
 def precision_problems(
     model: ModelRecipe, train: TrainRecipe, optimizer: OptimizerRecipe, sequence_length: int
 ) -> list[str]:
-    """Values of precision, backend and recomputation that exclude each other, each with what to change."""
+    """Values of precision, optimizer, backend and recomputation that exclude each other, each with what to change."""
     problems = [
         f"model.recompute_modules: {name!r} is not one of {', '.join(RECOMPUTE_MODULES)}"
         for name in model.recompute_modules
@@ -158,6 +156,8 @@ def precision_problems(
         problems.append("train.grad_reduce_in_fp32=false is for BF16 weights: with train.precision=fp32 leave it true")
     if train.precision == "fp32" and optimizer.state_dtype != "fp32":
         problems.append("optimizer.state_dtype=bf16 is for BF16 weights: with train.precision=fp32 use fp32")
+    if optimizer.eps == 0:
+        problems.append("optimizer.eps=0 divides by 0 at tokens that no sample has had yet: set it above 0, as 1e-8")
     if train.tf32 and train.precision != "fp32":
         problems.append(f"train.tf32=true is for train.precision=fp32 (is {train.precision}): leave it false")
     if 0 < train.spike_factor <= 1:

@@ -68,6 +68,11 @@ def plain_answer(assistant: Assistant, conversation: Conversation, settings: Set
     return tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("said", ["A<|im_end|> dot", "A<|im_<|im_end|>end|> dot", "A<|im_<|im_start|>end|> dot"])
+def test_what_the_model_says_is_never_structure_in_the_next_turn(said: str) -> None:
+    assert Conversation().ask(["What?"]).answered(said).messages[-1].text == "A dot"
+
+
 def test_a_full_gpu_ends_the_answer_and_not_the_chat(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(assistant)
 

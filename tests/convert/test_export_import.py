@@ -293,6 +293,18 @@ def test_another_size_is_refused_in_one_line(editable: Path, tmp_path: Path) -> 
         import_exported(editable, tmp_path / "run", tiny_recipe())
 
 
+@pytest.mark.parametrize(("section", "value"), [("text_config", 3), ("vision_config", [1])])
+def test_a_configuration_that_is_none_is_refused_in_one_line(
+    editable: Path, tmp_path: Path, section: str, value: Any
+) -> None:
+    edit_config(editable, lambda config: config.update({section: value}))
+    with pytest.raises(InputError, match=rf"config.json: {section} is {type(value).__name__}, not an object$"):
+        import_exported(editable, tmp_path / "run", tiny_recipe())
+    (editable / "config.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"config.json was altered: it holds no object$"):
+        import_exported(editable, tmp_path / "run", tiny_recipe())
+
+
 def test_damaged_weights_are_refused_in_one_line(editable: Path, tmp_path: Path) -> None:
     path = editable / json.loads((editable / INDEX_FILE).read_text())["weight_map"]["model.norm.weight"]
     whole = load_file(path)

@@ -35,6 +35,7 @@ from onevision.data.decode import image_patches
 from onevision.data.image import decode_image
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import load_tokenizer
+from onevision.errors import InputError
 from onevision.model.onevision import OneVisionModel
 from onevision.recipe import DataRecipe
 from tests.convert.common import TINY, edit_config, loaded, megatron_tensors, saved_run, tiny_data, tiny_recipe
@@ -162,11 +163,19 @@ def test_labels_give_the_loss_of_the_next_token(theirs: Any) -> None:
 
 
 def test_what_it_saves_is_what_it_was_loaded_from(theirs: Any, folder: Path, tmp_path: Path) -> None:
-    theirs.save_pretrained(tmp_path)
-    saved, exported = load_file(tmp_path / "model.safetensors"), load_file(next(folder.glob("*.safetensors")))
+    there = tmp_path / "saved"
+    theirs.save_pretrained(there)
+    saved, exported = load_file(there / "model.safetensors"), load_file(next(folder.glob("*.safetensors")))
     assert saved.keys() == exported.keys()
     assert all(torch.equal(saved[name], exported[name]) for name in saved)
-    import_exported(folder, tmp_path / "again", tiny_recipe())
+    import_exported(there, tmp_path / "again", tiny_recipe())  # transformers 5 writes rope_theta elsewhere
+
+    def scale(config: dict[str, Any]) -> None:
+        config["text_config"]["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0}
+
+    edit_config(there, scale)
+    with pytest.raises(InputError, match=r"text_config.rope_type=yarn instead of default$"):
+        import_exported(there, tmp_path / "other", tiny_recipe())
 
 
 def test_a_new_model_has_no_value_that_is_not_drawn(folder: Path) -> None:
@@ -238,12 +247,13 @@ def test_the_processor_gives_what_training_reads(folder: Path, data: DataRecipe)
         processor(text="Hello", videos=[images])
 
 
-def test_what_is_transparent_is_white_in_every_version_as_in_training() -> None:
+def test_pictures_are_shown_in_every_version_as_in_training() -> None:
     image = Image.new("RGBA", (28, 28), (200, 0, 0, 0))
     image.paste((0, 200, 0, 128), (0, 0, 14, 14))
     palette = image.convert("P")
     palette.info["transparency"] = palette.getpixel((20, 20))
-    for picture in (image, palette, image.convert("LA"), image.convert("RGB")):
+    deep = Image.fromarray(np.linspace(0, 65535, 28 * 28).astype(np.uint16).reshape(28, 28))
+    for picture in (image, palette, image.convert("LA"), image.convert("RGB"), deep):
         file = io.BytesIO()
         picture.save(file, "PNG")
         expected = decode_image(file.getvalue())

@@ -112,6 +112,14 @@ def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         SafetensorsFolder(tmp_path)
+    for files in ("[1]", "{}", '{"a": 3}', '{"a": "/"}'):
+        (tmp_path / INDEX_FILE).write_text(f'{{"weight_map": {files}}}')
+        with pytest.raises(InputError, match=f"{INDEX_FILE} was altered: "):
+            SafetensorsFolder(tmp_path)
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "folder"}}))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="folder does not exist"):
+        SafetensorsFolder(tmp_path)
 
 
 def test_integers_are_refused(tmp_path: Path) -> None:

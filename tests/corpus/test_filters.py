@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from onevision.corpus.filters import check_pixels, check_texts, filtered
+from onevision.corpus.formats.conversation import caption_record
 from onevision.corpus.header import read_header
 from onevision.corpus.record import Message, Part, Record, Reject
 from onevision.data.image import ImageError
@@ -47,6 +48,14 @@ LONG = " A red circle stands beside a blue square, and nothing is in between."
 )  # fmt: skip
 def test_captions(text: str, expected: str) -> None:
     assert reason(caption(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("No.", "caption_length"), ("x" * 60, ""), ("x" * 3501, "caption_length")]
+)
+def test_a_caption_has_a_length_whatever_category_its_row_names(text: str, expected: str) -> None:
+    record = caption_record({"category": "nature"}, text, None, image_bytes(40, 30), "a/1", "set")
+    assert record.category == "nature" and reason(record) == expected
 
 
 def test_only_captions_have_a_length() -> None:

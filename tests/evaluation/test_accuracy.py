@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from onevision.corpus.build import build_corpus
 from onevision.corpus.reader import CorpusReader
-from onevision.errors import InputError
-from onevision.evaluation.accuracy import Question, chance_levels, evaluate, normalise, questions
-from onevision.recipe import Recipe
+from onevision.data.patcher import image_patcher
+from onevision.data.tokenizer import load_tokenizer
+from onevision.errors import DataError, InputError
+from onevision.evaluation.accuracy import Question, chance_levels, evaluate, normalise, prompt, questions
+from onevision.recipe import Recipe, recipe_from
+from tests.fixtures import sample_record, write_records
 
 
 def _question(text: str, answer: str, category: str = "digits") -> Question:
@@ -33,6 +40,20 @@ def test_chance_is_the_score_of_the_most_frequent_training_answer() -> None:
 def test_questions_that_no_recipe_names_are_not_those_of_the_working_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="evaluation.corpus is empty"):
         evaluate(Recipe(), "runs/any", tmp_path / "evaluation")
+
+
+def test_a_question_whose_image_cannot_be_decoded_is_named(data_values: dict[str, Any], tmp_path: Path) -> None:
+    whole = sample_record(3)
+    write_records(tmp_path / "source", [replace(whole, images=(whole.images[0][:-200],))])
+    values = {**data_values, "source": str(tmp_path / "source"), "corpus": str(tmp_path / "corpus")}
+    data = recipe_from({"data": values}).data
+    build_corpus(data, data.corpus)
+    corpus = CorpusReader(data.corpus)
+    patcher = image_patcher(data, torch.device("cpu"), torch.float32)
+    with pytest.raises(
+        DataError, match=rf"^{data.corpus}: sample sample-00003 cannot be asked about: image_undecodable"
+    ):
+        prompt(questions(corpus)[0], corpus, load_tokenizer(data.tokenizer), data, patcher)
 
 
 def test_evaluation_of_a_trained_model_finds_what_it_learned(colours: tuple[Recipe, Recipe], tmp_path: Path) -> None:

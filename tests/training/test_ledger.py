@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from onevision.data.ledger import Plan, digest
 from onevision.data.loader import PackLoader
 from onevision.errors import DataError, InputError
 from onevision.recipe import Recipe
+from onevision.training.history import read_metrics
 from onevision.training.inputs import open_inputs
 from onevision.training.loop import train
+from tests.data.test_loader import damage
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -71,3 +75,20 @@ def test_the_samples_of_a_step_are_shown_and_those_of_all_steps_compared(
         run([recipe.output])
     with pytest.raises(InputError, match="step=4 is not one of the run's steps, 1 to 3"):
         run([recipe.output, "step=4"])
+
+
+def test_damaged_samples_of_steps_without_a_row_are_counted_in_the_next_row(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(steps=4, log_interval=3, checkpoint={"interval": 9})
+    corpus = tmp_path / "corpus"
+    shutil.copytree(recipe.data.corpus, corpus)
+    recipe = replace(recipe, data=replace(recipe.data, corpus=str(corpus)))
+    for row in range(10):
+        damage(recipe.data, row, "json")
+    train(recipe)
+    rows = read_metrics(recipe.output)
+    plan = Plan(open_inputs(recipe).sources, recipe.seed, recipe.train.global_batch_size)
+    damaged = [int((plan.samples(step) < 10).sum()) for step in range(1, 5)]
+    assert [row["step"] for row in rows] == [3, 4] and sum(damaged[:2])
+    assert [row["skipped"] for row in rows] == [sum(damaged[:3]), sum(damaged[3:])]

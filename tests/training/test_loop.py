@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -119,9 +120,7 @@ def kill_after_rows(recipe: Recipe, *kills: int) -> None:
     train(recipe)
 
 
-def test_kill_at_any_moment_then_the_same_command_gives_the_same_curve(
-    make_recipe: MakeRecipe, whole: Recipe
-) -> None:
+def test_kill_at_any_moment_then_the_same_command_gives_the_same_curve(make_recipe: MakeRecipe, whole: Recipe) -> None:
     recipe = make_recipe("killed", steps=8)
     kill_after_rows(recipe, 2, 3, 5)
     assert curve(recipe.output) == curve(whole.output)
@@ -264,3 +263,11 @@ def test_two_processes_cannot_train_in_one_folder(make_recipe: MakeRecipe) -> No
         with pytest.raises(Busy, match="is being written by process"):
             train(make_recipe(steps=50, checkpoint={"interval": 3, "keep": 1}))
         assert load_recipe(Path(recipe.output) / "recipe.yaml") == recipe  # of the one that trains
+
+
+@pytest.mark.parametrize("bit", [0x80, 0x02, 0x01])
+def test_a_damaged_row_of_the_metrics_costs_no_other_row(tmp_path: Path, bit: int) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.5}).encode() for step in range(1, 6)]
+    lines[1] = lines[1][:1] + bytes([lines[1][1] ^ bit]) + lines[1][2:]  # of the quote before "step"
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"step": 6, "lo']))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4, 5]

@@ -116,3 +116,16 @@ def test_how_concepts_were_found_is_no_setting_of_a_run(tmp_path: Path) -> None:
     recipe = recipe_from({"output": str(tmp_path / "run")})
     open_run(recipe, {})
     open_run(replace(recipe, concepts=replace(recipe.concepts, top_k=3)), {})
+
+
+@pytest.mark.parametrize("change", [{"reject_threshold": 0.5}, {"source": "/new/source", "image_root": "/new/images"}])
+def test_how_the_corpus_was_imported_is_no_setting_of_a_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A run that too many damaged samples have ended goes on with a threshold that bears them."""
+    recipe = recipe_from({"output": str(tmp_path / "run"), "data": {"source": "/old/source"}})
+    changed = replace(recipe, data=replace(recipe.data, **change))
+    record = open_run(recipe, {}) / "run.json"
+    open_run(changed, {})
+    before = read_json(record)  # a run of an older version has these values among those that decide
+    older = {"data.source": "/old/source", "data.image_root": "", "data.reject_threshold": 0.01}
+    write_json(record, {**before, "values": before["values"] | older})
+    open_run(changed, {})

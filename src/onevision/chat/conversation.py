@@ -54,6 +54,7 @@ class Conversation:
 
     def answered(self, text: str) -> Conversation:
         """With the answer to its question behind it."""
-        for token in STRUCTURE_TOKENS:  # the model may say them; said again to it they would be structure
-            text = text.replace(token, "")
+        # The model may say them; said again to it they would be structure. Without one, another may come together.
+        while found := next((token for token in STRUCTURE_TOKENS if token in text), ""):
+            text = text.replace(found, "")
         return Conversation((*self.messages, Message("assistant", (Part("text", text),))), self.pictures)

@@ -12,7 +12,7 @@ from onevision.data.image import MEAN, MERGE, PATCH, STD
 from onevision.data.template import DEFAULT_SYSTEM, TURN_END, TURN_SEPARATOR, TURN_START
 from onevision.data.tokenizer import Tokenizer
 from onevision.errors import InputError
-from onevision.files import read_json
+from onevision.files import read_record
 from onevision.model.presets import (
     CHANNELS,
     PATCH_SIZE,
@@ -226,11 +226,9 @@ def check_qwen3(folder: Path, language: LanguageArchitecture) -> bool:
     Raises:
         InputError: naming every field that differs.
     """
-    config = read_json(folder / "config.json")
-    rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    found = {**config, "rope_theta": config.get("rope_theta", rope.get("rope_theta"))}
-    found["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
-    _check(folder, found, {"model_type": "qwen3", "rope_type": "default", **language_fields(language)})
+    config = read_record(folder / "config.json")
+    expected = {"model_type": "qwen3", "rope_type": "default", **language_fields(language)}
+    _check(folder, _with_rope(folder, config), expected)
     return bool(config.get("tie_word_embeddings", False))
 
 
@@ -240,9 +238,9 @@ def check_rice(folder: Path, vision: VisionArchitecture) -> None:
     Raises:
         InputError: naming every field that differs.
     """
-    config = read_json(folder / "config.json")
-    config = config.get("vision_config", config)
-    rope = config.get("rope_parameters") or {}
+    config = read_record(folder / "config.json")
+    config = _section(folder, config, "vision_config") if "vision_config" in config else config
+    rope = _section(folder, config, "rope_parameters")
     found = {"num_channels": CHANNELS, **config, "rope_theta": rope.get("rope_theta", vision.rotary_base)}
     expected = {
         "num_hidden_layers": vision.num_layers,
@@ -265,13 +263,14 @@ def check_exported(folder: Path, architecture: Architecture) -> bool:
     Raises:
         InputError: naming every field that differs.
     """
-    config = read_json(folder / "config.json")
+    config = read_record(folder / "config.json")
     _check(folder, config, {"model_type": MODEL_TYPE})
-    _check(folder, config.get("text_config", {}), language_fields(architecture.language), "text_config.")
+    text = _section(folder, config, "text_config")
+    expected = {"rope_type": "default", **language_fields(architecture.language)}
+    _check(folder, _with_rope(folder, text), expected, "text_config.")
     vision = _vision_config(architecture)
     del vision["initializer_range"]
-    _check(folder, config.get("vision_config", {}), vision, "vision_config.")
-    text = config.get("text_config", {})
+    _check(folder, _section(folder, config, "vision_config"), vision, "vision_config.")
     return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
@@ -290,6 +289,27 @@ def language_fields(language: LanguageArchitecture) -> dict[str, Any]:
         "rms_norm_eps": language.rmsnorm_epsilon,
         "rope_theta": language.rotary_base,
     }
+
+
+def _with_rope(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with `rope_theta` and `rope_type` where transformers 4 has the first; 5 has both in a section."""
+    rope = _section(folder, config, "rope_parameters") | _section(folder, config, "rope_scaling")
+    theta, kind = config.get("rope_theta", rope.get("rope_theta")), rope.get("rope_type", rope.get("type", "default"))
+    return {**config, "rope_theta": theta, "rope_type": kind}
+
+
+def _section(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a configuration; empty where there is none, or null.
+
+    Raises:
+        InputError: it is no object.
+    """
+    section = config.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise InputError(f"{folder / 'config.json'}: {name} is {type(section).__name__}, not an object")
+    return section
 
 
 def _check(folder: Path, found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> None:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from onevision.errors import DataError, InputError, OneVisionError, StorageError
-from onevision.files import read_json
+from onevision.files import read_record
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -218,6 +218,18 @@ def write_megatron(folder: Path, info: Mapping[str, TensorInfo], read: Callable[
     return {name: digest for name, digest in files.digests.items() if name.endswith(".distcp")}
 
 
+def _files_of(index: Path) -> list[str]:
+    """Names of the files that an index of weights names.
+
+    Raises:
+        InputError: it does not say which file has which tensor.
+    """
+    files = read_record(index, weight_map=dict)["weight_map"].values()
+    if not files or not all(isinstance(name, str) and name == Path(name).name for name in files):
+        raise InputError(f"{index} was altered: its 'weight_map' does not name a file of the folder for each tensor")
+    return sorted(set(files))
+
+
 class SafetensorsFolder:
     """The tensors of a Hugging Face model directory: one `model.safetensors`, or shards with an index.
 
@@ -233,7 +245,7 @@ class SafetensorsFolder:
         self._places: dict[str, tuple[Path, int]] = {}  # file, and first byte in it
         index = self.folder / INDEX_FILE
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            names = _files_of(index)
         elif (self.folder / SINGLE_FILE).exists():
             names = [SINGLE_FILE]
         else:
@@ -242,7 +254,7 @@ class SafetensorsFolder:
             self._open(self.folder / name)
 
     def _open(self, path: Path) -> None:
-        if not path.exists():
+        if not path.is_file():
             raise InputError(f"{path} does not exist, but {INDEX_FILE} names it: the download is not complete")
         try:
             with safe_open(path, framework="pt") as file:

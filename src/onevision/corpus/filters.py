@@ -55,7 +55,7 @@ def check_texts(record: Record, data: DataRecipe) -> None:
             raise Reject("refusal", f"an answer begins with {text[:40]!r}")
         if phrase := _repeated(text):
             raise Reject("repeated_words", f"{phrase[:40]!r} comes {REPEATS} times in a row")
-        if record.category == CAPTION and not data.min_caption <= len(text) <= data.max_caption:
+        if (record.is_caption or record.category == CAPTION) and not data.min_caption <= len(text) <= data.max_caption:
             wanted = f"{data.min_caption} to {data.max_caption}"
             raise Reject("caption_length", f"the caption has {len(text)} characters, not {wanted}")
 

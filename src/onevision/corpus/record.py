@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Tokens that give the template its structure. Written out in a text they would be tokenised as structure.
@@ -43,7 +43,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample. `images` are the bytes of the files as they came in; image parts refer to them in order."""
+    """One sample. `images` are the bytes of the files as they came in; image parts refer to them in order. `is_caption`
+    tells the filters of an import that the answer came as an image's caption, whatever its category is; it is not kept.
+    """
 
     id: str
     images: tuple[bytes, ...]
@@ -52,6 +54,7 @@ class Record:
     language: str
     source: str
     license: str
+    is_caption: bool = field(default=False, compare=False)
 
 
 class Reject(Exception):
@@ -73,7 +76,7 @@ def parse_record(fields: Any, images: tuple[bytes, ...]) -> Record:
     """
     if not isinstance(fields, dict):
         raise Reject("bad_field", f"the record is {type(fields).__name__}, not an object")
-    names = {name: _name(fields, name) for name in ("id", "category", "language", "source", "license")}
+    names: dict[str, Any] = {name: _name(fields, name) for name in ("id", "category", "language", "source", "license")}
     if not names["id"] or len(names["id"].encode()) > MAX_ID_BYTES:
         raise Reject("bad_field", f"id has {len(names['id'].encode())} bytes, not 1 to {MAX_ID_BYTES}")
     for name, value in names.items():

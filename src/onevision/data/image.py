@@ -27,6 +27,8 @@ MAX_ASPECT = 200  # longer side over shorter, the limit of the resize rule
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of values in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of 16 bits a pixel
+NO_RANGE = ("I", "F")  # Pillow's modes of 32 bits a pixel: a file does not say which value is white
 SUFFIXES = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
 # A byte times SCALE plus SHIFT is the normalised value; float32 [3].
@@ -100,7 +102,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode to RGB; transparent pixels show white behind them.
+    """Decode to RGB; transparent pixels show white behind them, and of 16 bits the upper 8 count, in grey as in colour.
 
     Raises:
         ImageError: image_undecodable.
@@ -115,6 +117,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: image_undecodable.
     """
     try:
+        if image.mode in DEEP_GREY:
+            image = _eight_bits(image)
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             layer = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
@@ -123,9 +127,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("image_undecodable", _line(error)) from error
 
 
-def smart_resize(
-    height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR
-) -> tuple[int, int]:
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits by its upper 8, as Pillow reads colours of 16 bits; of grey it takes all above 255 for white."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    clear = image.info.get("transparency")  # the value that is transparent
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR) -> tuple[int, int]:
     """Height and width after resizing: multiples of `factor`, the area within the limits, the aspect nearly kept.
 
     Qwen2-VL's rule (arXiv 2409.12191 and its released processor): round each side to a multiple of `factor`; when
@@ -163,15 +175,18 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header with Pillow; pixels are decoded when they are asked for.
 
     Raises:
-        ImageError: image_undecodable, of a header that promises gigabytes of pixels too.
+        ImageError: image_undecodable, of a header that promises gigabytes of pixels, or pixels of 32 bits, too.
     """
     try:
         with warnings.catch_warnings():
             # Pillow only warns of a header that promises gigabytes of pixels.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
         raise ImageError("image_undecodable", _line(error)) from error
+    if image.mode in NO_RANGE:
+        raise ImageError("image_undecodable", f"its pixels have 32 bits (mode {image.mode}), not 8 or 16")
+    return image
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from onevision.data.image import patch_grid
 from onevision.data.patcher import Patcher, image_patcher
 from onevision.data.template import encode_prompt
 from onevision.data.tokenizer import Tokenizer, load_tokenizer
-from onevision.errors import InputError
+from onevision.errors import DataError, InputError
 from onevision.evaluation.generate import Prompt, generate
 from onevision.evaluation.model import answering, find_checkpoint, load_answering
 from onevision.fingerprint import value_digest
@@ -74,7 +74,7 @@ def prompt(
     """The question as the model is asked it.
 
     Raises:
-        ImageError: an image of it cannot be decoded.
+        DataError: an image of it cannot be decoded.
     """
     index = corpus.index
     used = sum(part.type == "image" for message in question.messages for part in message.content)
@@ -85,7 +85,10 @@ def prompt(
     grids = [patch_grid(*size, data.min_pixels, data.max_pixels) for size in sizes]
     patches, errors = patcher.make(images, sizes, grids)
     if error := next(filter(None, errors), None):
-        raise error
+        raise DataError(
+            f"{corpus.folder}: sample {question.id} cannot be asked about: {error}; import these questions with "
+            "data.verify_images=true, which leaves out images that cannot be decoded"
+        )
     return Prompt(
         encode_prompt(question.messages, tokenizer, [height * width // 4 for height, width in grids]),
         patches,
@@ -130,6 +133,7 @@ def evaluate(recipe: Recipe, checkpoint_path: str, output: str | Path) -> StepRe
 
     Raises:
         InputError: the recipe names no questions, or corpus, tokenizer or checkpoint is missing or of another size.
+        DataError: a question or the checkpoint is damaged.
     """
     if not recipe.evaluation.corpus:
         raise InputError("evaluation.corpus is empty: name a corpus of held-out questions, or ask tasks=NAME,…")

@@ -203,7 +203,7 @@ def train(
             )
             began = time.monotonic()
 
-            step = done
+            step, skipped = done, 0
             while step < settings.steps:
                 step += 1
                 heartbeat.beat(step, "reading data")
@@ -228,9 +228,11 @@ def train(
                         metrics.close()
                         metrics = Metrics(run, step)
                     progress = TrainingProgress(recipe.name, step, settings.steps)
+                    skipped = 0
                     continue
                 stepper.advance()
                 totals = outcome.totals
+                skipped += totals.skipped
                 for path in watch.after(step):
                     print(f"{recipe.name}: profile of steps {watched.first_step} to {step} in {path}", flush=True)
 
@@ -248,6 +250,7 @@ def train(
                         "step": step,
                         "lr": learning_rate,
                         "grad_norm": outcome.grad_norm,
+                        "skipped": skipped,  # of this step and of those before it that have no row
                         "data_seconds": data_seconds,
                         "loss_by_category": totals.by_category(categories),
                         "epoch": min(epochs.values()),
@@ -256,6 +259,7 @@ def train(
                     }
                     metrics.write(row)
                     progress.show(row)
+                    skipped = 0
 
                 heartbeat.beat(step, "saving")
                 saver.poll()

@@ -96,7 +96,6 @@ def step_row(
         "hardware_flops": hardware_flops,
         "mfu": flops / (peak * seconds),
         "hfu": hardware_flops / (peak * seconds),
-        "skipped": totals.skipped,
         "samples_digest": digest(totals.sample_ids),
         "memory_mb": memory_mb(device),
     }

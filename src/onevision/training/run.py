@@ -44,6 +44,17 @@ FREE_KEYS = (
     "train.rerun",
     "train.deterministic",  # rounding, as the backend
     "train.peak_tflops",
+    # How the corpus was imported; what came of it is known by its fingerprint.
+    "data.source",
+    "data.image_root",
+    "data.format",
+    "data.columns",
+    "data.shard_samples",
+    "data.verify_images",
+    "data.filters",
+    "data.min_caption",
+    "data.max_caption",
+    "data.reject_threshold",  # in training as `train.on_divergence`: what a person may decide when it has ended a run
     "data.workers",
     "data.prefetch_packs",
     "data.resize",  # the same values, bit for bit
@@ -60,7 +71,7 @@ def deciding_values(recipe: Recipe) -> dict[str, Any]:
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
-            if re.sub(r"\[\d+\]", "", key) in FREE_KEYS:
+            if _free(key):
                 continue
             if isinstance(value, dict):
                 walk(value, f"{key}.")
@@ -72,6 +83,10 @@ def deciding_values(recipe: Recipe) -> dict[str, Any]:
 
     walk(recipe_dict(recipe), "")
     return flat
+
+
+def _free(key: str) -> bool:
+    return re.sub(r"\[\d+\]", "", key) in FREE_KEYS
 
 
 def run_folder(recipe: Recipe, inputs: dict[str, str]) -> Path:
@@ -131,8 +146,9 @@ def conflict(recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = 
 def changes(before: dict[str, Any], recipe: Recipe, inputs: dict[str, str], unknown: Collection[str] = ()) -> list[str]:
     """The deciding values and inputs that are others than those of a run.json, `before`. A path is no other value where
     the fingerprint of what lies there is the same."""
-    # A run of an older version has no value for a key that is newer: it ran as the key's default does.
-    values = deciding_values(Recipe()) | before["values"]
+    # A run of an older version has no value for a key that is newer: it ran as the key's default does. It may have one
+    # for a key that has come to be free.
+    values = deciding_values(Recipe()) | {key: value for key, value in before["values"].items() if not _free(key)}
     return [
         f"{key}={after.get(key)!r} (was {earlier.get(key)!r})"
         for earlier, after in [(values, deciding_values(recipe)), (before["inputs"], inputs)]

@@ -60,6 +60,14 @@ def test_placeholders_stand_where_they_are_written() -> None:
     ]
 
 
+def test_a_system_text_beside_the_turns_is_what_they_begin_with() -> None:
+    turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
+    assert read(turns, system="Be short.") == [("system", "Be short."), *SAME]
+    assert read(turns, system=" ") == read(turns, system=None) == SAME
+    own = {"from": "system", "value": "Be long."}
+    assert read([own, *turns], system="Be short.") == [("system", "Be long."), *SAME]
+
+
 def test_text_alone() -> None:
     assert read([{"user": "Q", "assistant": "A"}, {"user": "R", "assistant": "B"}], images=0) == [
         ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"),
@@ -120,8 +128,6 @@ def test_keys_of_turns() -> None:
     assert turns_of({"text": "x"}) is None
 
 
-@pytest.mark.parametrize(
-    "text,language", [("A red dot.", "en"), ("一个红点", "zh"), ("", "en"), ("OCR 识别", "zh")]
-)
+@pytest.mark.parametrize("text,language", [("A red dot.", "en"), ("一个红点", "zh"), ("", "en"), ("OCR 识别", "zh")])
 def test_language(text: str, language: str) -> None:
     assert language_of(text) == language

@@ -53,6 +53,12 @@ def oriented(image: Image.Image, orientation: int) -> bytes:
     return encoded(image, "JPEG", quality=95, exif=exif)
 
 
+def deep(image: Image.Image) -> Image.Image:
+    """An image in grey of 16 bits, whose lower 8 say nothing of the upper ones."""
+    grey = np.asarray(image.convert("L"), np.uint16)
+    return Image.fromarray(grey * 256 + (grey * 37) % 256)
+
+
 @cache
 def variants() -> dict[str, bytes]:
     base = Image.open(io.BytesIO(image_bytes(150, 97, seed=1)))
@@ -72,7 +78,7 @@ def variants() -> dict[str, bytes]:
     cases |= {"mpo": encoded(base, "MPO", save_all=True, append_images=[other])}
     cases |= {f"png {mode}": encoded(base.convert(mode), "PNG") for mode in ("L", "LA", "P", "1")}
     cases |= {"png alpha": encoded(clear, "PNG"), "png palette alpha": encoded(palette, "PNG")}
-    cases |= {"png 16 bit": encoded(base.convert("I;16"), "PNG"), "webp": encoded(clear, "WEBP")}
+    cases |= {"png 16 bit": encoded(deep(base), "PNG"), "webp": encoded(clear, "WEBP")}
     cases |= {"gif": encoded(base.quantize(16), "GIF"), "bmp": encoded(base, "BMP"), "tiff": encoded(base, "TIFF")}
     cases |= {"gif animated": encoded(base, "GIF", save_all=True, append_images=[other], duration=100)}
     cases |= {"webp animated": encoded(base, "WEBP", save_all=True, append_images=[other])}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import transformers
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
@@ -25,15 +26,26 @@ TOKENIZING = frozenset(
 
 def opaque(images: Any) -> Any:
     """Pictures, nested in lists or not, with white behind what is transparent, as in training. transformers does so
-    since some 5.x; before, the colours that a transparent pixel hides are shown."""
+    since some 5.x; before, the colours that a transparent pixel hides are shown. Grey of 16 bits counts by its upper 8,
+    as in training too; Pillow takes all above 255 for white."""
     if isinstance(images, (list, tuple)):
         return [opaque(image) for image in images]
     if not isinstance(images, Image.Image):
         return images
+    if images.mode.startswith("I;16"):
+        images = _eight_bits(images)
     if "A" not in images.getbands() and images.info.get("transparency") is None:
         return images
     layer = images.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values, clear = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 class LlavaOnevision1_5Processor(ProcessorMixin):

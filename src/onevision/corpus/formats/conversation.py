@@ -2,7 +2,8 @@
 
 Turns are `{from, value}`, `{role, content}`, a mixture of both in which the other keys are null, or pairs
 `{user, assistant}`; a content is a text or a list of parts. `<image>` in a text stands for the next image; where no
-turn says where the images stand, they stand before the first question. The line end that LLaVA's layout puts between
+turn says where the images stand, they stand before the first question. A text under `system` beside the turns is what
+they begin with, unless they begin with a system message of their own. The line end that LLaVA's layout puts between
 `<image>` and the question belongs to the placeholder and is dropped with it: no line end stands there when a model is
 asked.
 """
@@ -10,6 +11,7 @@ asked.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from onevision.corpus.record import Record, Reject, parse_record, shown
@@ -50,6 +52,9 @@ def conversation_record(
     if fields.get("video") or fields.get("videos"):
         raise Reject("video", "the conversation is about a video")
     messages = [message for turn in turns for message in _messages(turn)]
+    system = fields.get("system")
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     first = next((message for message in messages if message["role"] == "user"), None)
     placed = any(part["type"] == "image" for message in messages for part in message["content"])
     if images and first and not placed:
@@ -79,7 +84,7 @@ def caption_record(
         question = [{"type": "image"}, *question]
     answer = [{"type": "text", "text": caption.strip()}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return parse_record({**names, "messages": messages}, (image,))
+    return replace(parse_record({**names, "messages": messages}, (image,)), is_caption=True)
 
 
 def language_of(text: str) -> str:

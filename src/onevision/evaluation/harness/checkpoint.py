@@ -172,7 +172,7 @@ def to_messages(chat: ChatMessages) -> tuple[list[Message], list[tuple[bytes, tu
 def _file(image: Any) -> tuple[bytes, tuple[int, int]]:
     if not isinstance(image, Image.Image):
         raise InputError(f"a question whose image is a {type(image).__name__}: this model is given pictures only")
-    if image.mode not in ("RGB", "RGBA", "L", "LA", "P"):  # PNG has no others with the same meaning
+    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "I;16"):  # PNG has no others with the same meaning
         image = image.convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=0)
