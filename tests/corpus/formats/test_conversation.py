@@ -82,7 +82,18 @@ def test_names_of_the_row_win() -> None:
     )  # fmt: skip
     fields = {"id": 7, "data_source": "d", "language": "fr", "category": "ocr", "license": "MIT"}
     named = conversation_record(fields, turns, (), "place", "set")
-    assert (named.id, named.source, named.language, named.category, named.license) == ("7", "d", "fr", "ocr", "MIT")
+    assert named.id.startswith("7#")
+    assert (named.source, named.language, named.category, named.license) == ("d", "fr", "ocr", "MIT")
+
+
+def test_conversations_about_one_image_are_told_apart_and_the_same_one_is_not() -> None:
+    def record_id(question: str, image: bytes) -> str:
+        return conversation_record({"id": "000000033471"}, [{"user": question, "assistant": "A"}], (image,), "p", "s").id
+
+    ids = [record_id("Q", b"1"), record_id("R", b"1"), record_id("Q", b"2")]
+    assert len(set(ids)) == 3
+    assert all(name.startswith("000000033471#") and len(name) == 21 for name in ids)
+    assert record_id("Q", b"1") == ids[0]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,20 @@ turn says where the images stand, they stand before the first question. A text u
 they begin with, unless they begin with a system message of their own. The line end that LLaVA's layout puts between
 `<image>` and the question belongs to the placeholder and is dropped with it: no line end stands there when a model is
 asked.
+
+The `id` of a conversation often names its image, as in LLaVA's own data, and every conversation about that image has the
+same. So a record's id is the one that is given, `#`, and a digest of messages and images: only the same conversation
+about the same images is a duplicate.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
+
+import xxhash
 
 from onevision.corpus.record import Record, Reject, parse_record, shown
 
@@ -61,6 +68,8 @@ def conversation_record(
         first["content"] = [{"type": "image"}] * len(images) + first["content"]
     text = "".join(part.get("text", "") for message in messages for part in message["content"])
     names = _names(fields, place, source, language or language_of(text), INSTRUCTION)
+    if names["id"] != place:
+        names["id"] += f"#{_digest(messages, images)}"
     return parse_record({**names, "messages": messages}, images)
 
 
@@ -90,6 +99,13 @@ def caption_record(
 def language_of(text: str) -> str:
     """zh where a text has more Chinese characters than half its Latin letters, else en."""
     return "zh" if 2 * len(_HAN.findall(text)) > len(_LATIN.findall(text)) else "en"
+
+
+def _digest(messages: list[dict[str, Any]], images: tuple[bytes, ...]) -> str:
+    state = xxhash.xxh3_64(json.dumps(messages).encode())
+    for image in images:
+        state.update(image)
+    return state.hexdigest()[:8]  # it tells apart what has one id, no more
 
 
 def _names(fields: dict[str, Any], place: str, source: str, language: str, category: str) -> dict[str, str]:

@@ -58,19 +58,19 @@ def read_unit(data: DataRecipe, unit: Unit) -> Iterator[Record | Rejected]:
     path, root = _folder(data) / unit.file, _image_root(data)
     source = unit.file.rpartition(".")[0]
     for row in read_rows(path, unit.first, unit.begin, unit.end):
-        place = f"{source}/{row.number}"
+        name = place = f"{source}/{row.number}"
         fields = row.value
         if isinstance(fields, dict) and isinstance(fields.get("id"), (str, int)):
-            place = str(fields["id"])
+            name = str(fields["id"])
         try:
-            names = _image_names(fields)
+            image_names = _image_names(fields)
             turns = turns_of(fields)
             if turns is None:
                 raise Reject("no_messages", f"it has the keys {', '.join(map(str, fields))[:80]}")
-            images = tuple(read_image(root, name) for name in names)
+            images = tuple(read_image(root, image) for image in image_names)
             yield conversation_record(fields, turns, images, place, source)
         except Reject as error:
-            yield Rejected(place, error.reason, f"row {row.number}: {error.detail}")
+            yield Rejected(name, error.reason, f"row {row.number}: {error.detail}")
 
 
 def _folder(data: DataRecipe) -> Path:
