@@ -12,14 +12,18 @@ import importlib.util
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from benchmarks.gpu.checks import FAILED, MISSED, UNCHECKED, Check, Findings, NotChecked, from_rows, say
 from onevision.errors import InputError
 from onevision.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOK = 1.0  # seconds between two looks at what a package has written
 _BROKE = re.compile(r"\w+(Error|Exception)\b|ended with code|not done after")
 
 
@@ -36,7 +40,7 @@ def check(findings: Findings, scratch: Path, package: str, **settings: str) -> N
 
 
 def run_package(findings: Findings, package: str, settings: dict[str, str], read: Callable[[], None]) -> None:
-    """Run `python -m package key=value ...`; `read` is called whenever it printed something, and at the end.
+    """Run `python -m package key=value ...`; `read` is called again and again while it runs, and at the end.
 
     Raises:
         NotChecked: there is no such package.
@@ -48,19 +52,27 @@ def run_package(findings: Findings, package: str, settings: dict[str, str], read
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    last = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line.strip() or last
-        read()  # what there is when this section has to end
-    code = process.wait()
-    read()
+    last = [""]
+    echo = threading.Thread(target=_echo, args=(process.stdout, last), daemon=True)
+    echo.start()
+    code = None
+    while code is None:
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(LOOK)
+        # What there is when this section has to end. Not only when a line comes: between two rows none may for minutes.
+        read()
+    echo.join(LOOK)  # a process that outlives it can hold the pipe
     outcomes = [found.outcome for found in findings.checks]
     if code and FAILED not in outcomes:
-        findings.failed("it broke", f"exit code {code}; last line: {last}")
+        findings.failed("it broke", f"exit code {code}; last line: {last[0]}")
         raise SystemExit(1)
     say(f"{len(outcomes)} rows, {outcomes.count(MISSED)} not met, {outcomes.count(FAILED)} failed")
+
+
+def _echo(pipe: IO[str], last: list[str]) -> None:
+    for line in pipe:
+        print(line, end="", flush=True)
+        last[0] = line.strip() or last[0]
 
 
 def gather(findings: Findings, out: Path) -> None:
