@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,13 @@ def test_a_file_that_cannot_be_read_is_told_and_none_is_nothing_checked(tmp_path
     (scratch / "tests.jsonl").unlink()
     with pytest.raises(NotChecked, match="is marked other"):
         correctness.check(Findings(tmp_path / "findings.json"), scratch, mark="other", folders=str(tmp_path))
+
+
+def test_where_hypothesis_is_not_installed_the_other_tests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    spec = spec_from_file_location("conftest_again", Path(__file__).parents[1] / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
