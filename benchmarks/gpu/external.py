@@ -21,9 +21,11 @@ from typing import IO
 from benchmarks.gpu.checks import FAILED, MISSED, UNCHECKED, Check, Findings, NotChecked, from_rows, say
 from onevision.errors import InputError
 from onevision.files import read_json, write_json
+from onevision.planning.hardware import GPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK = 1.0  # seconds between two looks at what a package has written
+_UNITS = {name: figure.unit for name, figure in next(iter(GPUS.values())).figures().items()}
 _BROKE = re.compile(r"\w+(Error|Exception)\b|ended with code|not done after")
 
 
@@ -90,7 +92,9 @@ def gather(findings: Findings, out: Path) -> None:
         checks += [Check(name, outcome=_outcome(reason), note=reason) for name, reason in missing.items()]
         failures = (content.get("hardware") or {}).get("failures") or {}
         checks += [Check(name, outcome=FAILED, note=lines.splitlines()[-1]) for name, lines in failures.items()]
-        findings.measured |= content.get("measured") or {}
+        measured = content.get("measured") or {}
+        checks += [Check(f"for make plan: {name}", value, _UNITS.get(name, "")) for name, value in measured.items()]
+        findings.measured |= measured
         facts[path.stem] = {key: value for key, value in content.items() if key not in ("measured", "not_checked")}
     if facts != findings.facts:
         findings.checks, findings.facts = checks, facts
