@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from jobs.here import QUIET_THREADS
 from tests.forks import PRELOAD, SERVER
 
-# How long a machine takes, which may be busy, is nobody's mistake.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # tests on a GPU run with pytest alone; those that want it cannot be collected there
+    pass
+else:
+    # How long a machine takes, which may be busy, is nobody's mistake.
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 os.environ.update(QUIET_THREADS)  # before torch is loaded; forked processes have it too
 
 TESTS = Path(__file__).parent

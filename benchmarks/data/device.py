@@ -175,8 +175,16 @@ def way_rows(name: str, data: DataRecipe, device: torch.device, steps: Steps, pa
     ]
 
 
-def rows(workers: int = 0, quick: bool = False, note: Callable[[str], None] = print) -> list[Row]:
-    """All figures; what could not be run is told to `note`. `workers`: threads, 0: the cores of this machine."""
+def rows(
+    workers: int = 0,
+    quick: bool = False,
+    note: Callable[[str], None] = print,
+    save: Callable[[list[Row]], None] = lambda found: None,
+) -> list[Row]:
+    """All figures; what could not be run is told to `note`, and `save` is given the figures so far after each way.
+
+    `workers`: threads, 0: the cores of this machine.
+    """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     found: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="onevision-device-") as folder:
@@ -187,20 +195,21 @@ def rows(workers: int = 0, quick: bool = False, note: Callable[[str], None] = pr
         for name, settings in WAYS.items():
             try:
                 found += way_rows(name, replace(data, **settings), device, steps, packs, count)
+                save(_beside_the_host(found))
             except OneVisionError as error:
                 note(f"not measured: {name}: {error}")
             except Exception:  # one way's failure must not hide the others' figures
                 note(f"not measured: {name}: {' | '.join(traceback.format_exc().splitlines()[-3:])}")
-    speeds = [row for row in found if row.unit == "images/s"]
-    if speeds:
-        host = speeds[0]
-        found = [
-            replace(row, reference=host.path.removeprefix("loader/"), reference_value=host.value)
-            if row in speeds
-            else row
-            for row in found
-        ]
-    return found
+    return _beside_the_host(found)
+
+
+def _beside_the_host(found: list[Row]) -> list[Row]:
+    """The rows, with the speed of the first way as the reference of every speed."""
+    host = next((row for row in found if row.unit == "images/s"), None)
+    if host is None:
+        return found
+    beside = {"reference": host.path.removeprefix("loader/"), "reference_value": host.value}
+    return [replace(row, **beside) if row.unit == "images/s" else row for row in found]
 
 
 def main(arguments: list[str]) -> int:

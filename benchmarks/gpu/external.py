@@ -12,14 +12,20 @@ import importlib.util
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from benchmarks.gpu.checks import FAILED, MISSED, UNCHECKED, Check, Findings, NotChecked, from_rows, say
 from onevision.errors import InputError
 from onevision.files import read_json, write_json
+from onevision.planning.hardware import GPUS
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOK = 1.0  # seconds between two looks at what a package has written
+_UNITS = {name: figure.unit for name, figure in next(iter(GPUS.values())).figures().items()}
 _BROKE = re.compile(r"\w+(Error|Exception)\b|ended with code|not done after")
 
 
@@ -36,7 +42,7 @@ def check(findings: Findings, scratch: Path, package: str, **settings: str) -> N
 
 
 def run_package(findings: Findings, package: str, settings: dict[str, str], read: Callable[[], None]) -> None:
-    """Run `python -m package key=value ...`; `read` is called whenever it printed something, and at the end.
+    """Run `python -m package key=value ...`; `read` is called again and again while it runs, and at the end.
 
     Raises:
         NotChecked: there is no such package.
@@ -48,19 +54,27 @@ def run_package(findings: Findings, package: str, settings: dict[str, str], read
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    last = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line.strip() or last
-        read()  # what there is when this section has to end
-    code = process.wait()
-    read()
+    last = [""]
+    echo = threading.Thread(target=_echo, args=(process.stdout, last), daemon=True)
+    echo.start()
+    code = None
+    while code is None:
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(LOOK)
+        # What there is when this section has to end. Not only when a line comes: between two rows none may for minutes.
+        read()
+    echo.join(LOOK)  # a process that outlives it can hold the pipe
     outcomes = [found.outcome for found in findings.checks]
     if code and FAILED not in outcomes:
-        findings.failed("it broke", f"exit code {code}; last line: {last}")
+        findings.failed("it broke", f"exit code {code}; last line: {last[0]}")
         raise SystemExit(1)
     say(f"{len(outcomes)} rows, {outcomes.count(MISSED)} not met, {outcomes.count(FAILED)} failed")
+
+
+def _echo(pipe: IO[str], last: list[str]) -> None:
+    for line in pipe:
+        print(line, end="", flush=True)
+        last[0] = line.strip() or last[0]
 
 
 def gather(findings: Findings, out: Path) -> None:
@@ -78,7 +92,9 @@ def gather(findings: Findings, out: Path) -> None:
         checks += [Check(name, outcome=_outcome(reason), note=reason) for name, reason in missing.items()]
         failures = (content.get("hardware") or {}).get("failures") or {}
         checks += [Check(name, outcome=FAILED, note=lines.splitlines()[-1]) for name, lines in failures.items()]
-        findings.measured |= content.get("measured") or {}
+        measured = content.get("measured") or {}
+        checks += [Check(f"for make plan: {name}", value, _UNITS.get(name, "")) for name, value in measured.items()]
+        findings.measured |= measured
         facts[path.stem] = {key: value for key, value in content.items() if key not in ("measured", "not_checked")}
     if facts != findings.facts:
         findings.checks, findings.facts = checks, facts

@@ -30,6 +30,7 @@ from benchmarks.gpu.corpus import corpus_of
 from benchmarks.gpu.curves import draw_curves
 from benchmarks.gpu.section import reason_of
 from jobs.ranks import ready_model
+from onevision.errors import Interrupted
 from onevision.machine import version
 from onevision.recipe import recipe_from
 from onevision.training.history import read_metrics
@@ -186,6 +187,8 @@ def _curves(
         else:
             try:
                 rows = run(trial.values(name, steps, changes))
+            except Interrupted:
+                raise
             except Exception as error:
                 findings.failed(f"training in {name}", reason_of(error))
                 continue
@@ -224,6 +227,8 @@ def _again(findings: Findings, trial: Trial, bf16: dict[str, Any], steps: int) -
     try:
         one = losses(run(trial.values("once", steps, bf16, interval=steps // 2)))
         two = losses(run(trial.values("twice", steps, bf16)))
+    except Interrupted:
+        raise
     except Exception as error:
         findings.failed("two equal runs", reason_of(error))
         return
@@ -244,6 +249,8 @@ def _resumed(findings: Findings, trial: Trial, bf16: dict[str, Any], steps: int)
         shutil.copytree(once, again, ignore=later)
         values = trial.values("once", steps, bf16, interval=half)
         resumed = losses(run({**values, "output": str(again)}))
+    except Interrupted:
+        raise
     except Exception as error:
         findings.failed(name, reason_of(error))
         return

@@ -1,7 +1,7 @@
 """Runs the sections one after the other, each in a process group of its own with a time limit.
 
 Whatever becomes of a section, the others go on, and what it had found is kept: also when this process is killed, up to
-a second before.
+two seconds before.
 """
 
 from __future__ import annotations

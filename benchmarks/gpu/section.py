@@ -12,12 +12,13 @@ import traceback
 from pathlib import Path
 
 from benchmarks.gpu.checks import EARLIER, ENDINGS, Findings, NotChecked, read_findings
-from onevision.errors import OneVisionError
+from onevision.errors import Interrupted, OneVisionError
 from onevision.files import write_json
 
 
 def main(arguments: list[str]) -> int:
-    """Run `MODULE.check(findings, scratch, **settings)`; what it raises becomes a finding. Exit code 1 if it broke."""
+    """Run `MODULE.check(findings, scratch, **settings)`; what it raises becomes a finding. Exit code 1 if it broke,
+    that of `Interrupted` if a signal ended its training."""
     module, path, scratch, *settings = arguments
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     before = Path(path).with_name(EARLIER)
@@ -28,6 +29,9 @@ def main(arguments: list[str]) -> int:
     try:
         check = importlib.import_module(module).check
         check(findings, Path(scratch), **dict(setting.split("=", 1) for setting in settings))
+    except Interrupted as stopped:  # nothing failed: training saves and ends when time is up, which the runner notes
+        print(stopped, flush=True)
+        return stopped.exit_code
     except NotChecked as reason:
         findings.unchecked(ENDINGS[not findings.checks], str(reason))
     except ModuleNotFoundError as error:

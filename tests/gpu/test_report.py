@@ -96,6 +96,7 @@ def test_what_a_benchmark_could_not_measure_is_absent_or_broken(tmp_path: Path) 
         "liger": (UNCHECKED, "liger_kernel not installed"),
         "sdpa": (FAILED, "ValueError: no (peers.py:3)"),
         "rotary": (FAILED, "RuntimeError: wrong"),
+        "for make plan: gemm": (FACT, ""),
     }
     assert findings.measured == {"gemm": 0.7} and findings.facts["some"]["rows"] == [row]
 

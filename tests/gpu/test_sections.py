@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.gpu import correctness, machine
-from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Findings, NotChecked
+from benchmarks.gpu import correctness, machine, parity, section
+from benchmarks.gpu.checks import FACT, FAILED, MET, MISSED, UNCHECKED, Findings, NotChecked, read_findings
 from benchmarks.gpu.corpus import make_ahead
 from benchmarks.gpu.parity import EQUAL, difference, relative, smoothed
 from benchmarks.gpu.runner import Section, run_section
+from onevision.errors import Interrupted
 
 PARITY = {"preset": "tiny", "steps": "6", "short": "4", "sequence_length": "512", "share": "0.03"}
 HERE = {"workers": "0", "threads": "1"}
@@ -59,6 +63,28 @@ def test_training_in_bf16_against_fp32_and_over_a_checkpoint(tmp_path: Path) -> 
     assert (folder / "parity.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize("whole", [0, 2, 4])
+def test_training_that_is_ended_for_want_of_time_has_not_failed(
+    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def run(values: dict[str, Any]) -> list[dict[str, Any]]:
+        calls.append(values["name"])
+        if len(calls) > whole:
+            raise Interrupted(f"{calls[-1]} was stopped after step 3 of 4", signal.SIGTERM)
+        Path(values["output"]).mkdir()
+        return [{"loss": 2.0, "step_seconds": 0.1}] * values["train"]["steps"]
+
+    for name, stand_in in (("run", run), ("corpus_of", lambda *_: {}), ("ready_model", lambda: None)):
+        monkeypatch.setattr(parity, name, stand_in)
+    monkeypatch.setattr(section, "_end_with", lambda parent: None)
+    path = tmp_path / "findings.json"
+    code = section.main(["benchmarks.gpu.parity", str(path), str(tmp_path), "steps=4", "short=4"])
+    assert code == Interrupted("", signal.SIGTERM).exit_code and len(calls) == whole + 1
+    assert FAILED not in [check.outcome for check in read_findings(path).checks]
+
+
 def test_differences_of_curves() -> None:
     assert smoothed([4.0, 2.0, 6.0], 2).tolist() == [4.0, 3.0, 4.0]
     assert relative([2.0, 2.0], [2.0, 1.0]).tolist() == pytest.approx([0.0, 1 / 3])
@@ -99,6 +125,13 @@ def test_a_file_that_cannot_be_read_is_told_and_none_is_nothing_checked(tmp_path
     (scratch / "tests.jsonl").unlink()
     with pytest.raises(NotChecked, match="is marked other"):
         correctness.check(Findings(tmp_path / "findings.json"), scratch, mark="other", folders=str(tmp_path))
+
+
+def test_where_hypothesis_is_not_installed_the_other_tests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    spec = spec_from_file_location("conftest_again", Path(__file__).parents[1] / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
