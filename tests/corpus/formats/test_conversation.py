@@ -88,7 +88,8 @@ def test_names_of_the_row_win() -> None:
 
 def test_conversations_about_one_image_are_told_apart_and_the_same_one_is_not() -> None:
     def record_id(question: str, image: bytes) -> str:
-        return conversation_record({"id": "000000033471"}, [{"user": question, "assistant": "A"}], (image,), "p", "s").id
+        turns = [{"user": question, "assistant": "A"}]
+        return conversation_record({"id": "000000033471"}, turns, (image,), "place", "set").id
 
     ids = [record_id("Q", b"1"), record_id("R", b"1"), record_id("Q", b"2")]
     assert len(set(ids)) == 3

@@ -7,8 +7,8 @@ they begin with, unless they begin with a system message of their own. The line 
 `<image>` and the question belongs to the placeholder and is dropped with it: no line end stands there when a model is
 asked.
 
-The `id` of a conversation often names its image, as in LLaVA's own data, and every conversation about that image has the
-same. So a record's id is the one that is given, `#`, and a digest of messages and images: only the same conversation
+The `id` of a conversation often names its image, as in LLaVA's own data, and all conversations about that image have
+it. So a record's id is the one that is given, `#`, and a digest of messages and images: only the same conversation
 about the same images is a duplicate.
 """
 
