@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: pip install --no-deps -r envs/eval.lock")
 
+from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from PIL import Image
 
@@ -21,7 +23,7 @@ from onevision.convert.exporting import export
 from onevision.data.image import ImageError, decode_image
 from onevision.errors import DataError, InputError
 from onevision.evaluation.accuracy import evaluate
-from onevision.evaluation.harness.checkpoint import OneVision
+from onevision.evaluation.harness.checkpoint import OneVision, to_messages
 from onevision.evaluation.harness.generation import Question, check_beams, finished, question_seed, sampling_of
 from onevision.evaluation.harness.loading import KNOWN
 from onevision.evaluation.harness.places import MODELS, TaskRun, read_result, result_file
@@ -54,6 +56,15 @@ def test_the_plug_in_is_found_by_its_name() -> None:
     from lmms_eval.models import get_model
 
     assert get_model(MODELS[0]) is OneVision
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_grey_of_16_bits_is_shown_as_in_training(mode: str) -> None:
+    deep = Image.frombytes(mode, (2, 1), np.array([0, 40_000], ">u2" if mode.endswith("B") else "<u2").tobytes())
+    chat = ChatMessages(messages=[{"role": "user", "content": [{"type": "image", "url": deep}]}])
+    _, ((data, size),) = to_messages(chat)
+    assert size == (2, 1)
+    assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 40_000 >> 8]
 
 
 def test_answers_and_accuracy_are_those_of_our_own_evaluation(

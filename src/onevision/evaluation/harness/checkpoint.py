@@ -12,7 +12,7 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from onevision.corpus.record import Message, Part
-from onevision.data.image import patch_grid
+from onevision.data.image import patch_grid, to_rgb
 from onevision.data.patcher import image_patcher
 from onevision.data.template import TEMPLATE_FINGERPRINT, encode_prompt
 from onevision.data.tokenizer import load_tokenizer
@@ -172,8 +172,8 @@ def to_messages(chat: ChatMessages) -> tuple[list[Message], list[tuple[bytes, tu
 def _file(image: Any) -> tuple[bytes, tuple[int, int]]:
     if not isinstance(image, Image.Image):
         raise InputError(f"a question whose image is a {type(image).__name__}: this model is given pictures only")
-    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "I;16"):  # PNG has no others with the same meaning
-        image = image.convert("RGB")
+    if image.mode not in ("RGB", "RGBA", "L", "LA", "P"):  # PNG has no others with the same meaning
+        image = to_rgb(image)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=0)
     return buffer.getvalue(), image.size
